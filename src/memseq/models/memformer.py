@@ -1,0 +1,111 @@
+"""Memformer, causal: blocks that share one memory of slots, read in every block and written once a segment.
+
+Source: Memformer (Wu et al., arXiv:2010.06891); the decoder-only form, in which tokens of segment s read the slots
+written up to segment s - 1. The paper's encoder-decoder is `models/memformer_encdec.py`.
+
+    x  = E[tokens]
+    x += Local(LN x)                                 a memory over near tokens: a segment, a sliding window, any config
+    x += Read(LN x, M_{s-1})                          cross-attention to the slots, from zero at the start
+    x += FFN(LN x)
+    h  = LN x,  logits = h E^T
+    M_s = BMN(SlotAttention(M_{s-1}, h of segment s)) at the segment's end, through a running softmax (`layers/slots.py`)
+
+`memory="per_layer"` keeps slots for each block, written from that block's output (figure 1b of the 2020 text).
+State: the local memories' states, and 4 B N D bytes of slots with the running softmax of the open segment.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from memseq.errors import ConfigError
+from memseq.layers.slots import SlotReader, SlotsConfig, SlotState
+from memseq.models.language_model import LanguageModel
+from memseq.models.stack import Block, check_stack, init_weights
+from memseq.state import State
+
+__all__ = ["MemformerLM", "MemformerLMConfig", "MemformerLMState"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemformerLMConfig:
+    """`layers` holds the local memory of each block; `slots` says how many slots there are and how they are written."""
+
+    vocab_size: int
+    d_model: int
+    layers: tuple[Any, ...]
+    slots: SlotsConfig
+    memory: Literal["shared", "per_layer"] = "shared"
+    ff_mult: float = 4.0  # hidden units of the feedforward, in d_model
+    dropout: float = 0.0  # of the embedding and of every residual branch
+
+    def __post_init__(self) -> None:
+        check_stack(self)
+        if self.slots.d_model != self.d_model:
+            raise ConfigError(f"slots has d_model={self.slots.d_model} and the model d_model={self.d_model}; make them equal")
+        if self.memory not in ("shared", "per_layer"):
+            raise ConfigError(f"memory must be 'shared' or 'per_layer', got {self.memory!r}")
+
+    def build(self) -> "MemformerLM":
+        return MemformerLM(self)
+
+
+class MemformerLMState(NamedTuple):
+    local: tuple[tuple[State, ...], ...]  # of each block
+    slots: tuple[SlotState, ...]  # one, or one a block
+
+
+class MemformerLM(LanguageModel[MemformerLMState]):
+    def __init__(self, config: MemformerLMConfig) -> None:
+        super().__init__()
+        self.config = config
+        D = config.d_model
+        self.embedding = nn.Embedding(config.vocab_size, D)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in config.layers)
+        self.read_norms = nn.ModuleList(nn.LayerNorm(D) for _ in self.blocks)
+        self.reads = nn.ModuleList(SlotReader(D, config.slots.n_heads) for _ in self.blocks)
+        self.norm = nn.LayerNorm(D)
+        self.writes = nn.ModuleList(config.slots.build() for _ in (self.blocks if config.memory == "per_layer" else [None]))
+        self.write_norms = nn.ModuleList(nn.LayerNorm(D) for _ in self.blocks) if config.memory == "per_layer" else nn.ModuleList()
+        self.dropout = nn.Dropout(config.dropout)
+        init_weights(self)
+
+    @property
+    def bounded(self) -> bool:  # type: ignore[override]
+        return all(memory.bounded for block in self.blocks for memory in block.memories)
+
+    @property
+    def segment_length(self) -> int:
+        return self.config.slots.segment_length
+
+    def init_state(self, batch_size: int) -> MemformerLMState:
+        local = tuple(block.init_state(batch_size) for block in self.blocks)
+        return MemformerLMState(local, tuple(write.init_state(batch_size) for write in self.writes))
+
+    def features(self, tokens: Int[Tensor, "B T"], state: MemformerLMState) -> tuple[Float[Tensor, "B T D"], MemformerLMState]:
+        h = []
+        while tokens.shape[1] > 0:
+            piece, tokens = tokens.tensor_split([self.writes[0].room(state.slots[0])], dim=1)
+            y, state = self._read_piece(piece, state)
+            h.append(y)
+        return h[0] if len(h) == 1 else torch.cat(h, dim=1), state
+
+    def _read_piece(self, tokens: Tensor, state: MemformerLMState) -> tuple[Tensor, MemformerLMState]:
+        """Tokens that lie in one segment, in every row."""
+        shared = self.config.memory == "shared"
+        x = self.dropout(self.embedding(tokens))
+        local, slots = [], list(state.slots)
+        for i, (block, read, norm) in enumerate(zip(self.blocks, self.reads, self.read_norms, strict=True)):
+            x, states = block.remember(x, state.local[i])
+            x = x + self.dropout(read(norm(x), slots[0 if shared else i].slots))
+            x = block.think(x)
+            local.append(states)
+            if not shared:
+                slots[i] = self.writes[i](self.write_norms[i](x), slots[i])
+        h = self.norm(x)
+        if shared:
+            slots[0] = self.writes[0](h, slots[0])
+        return h, MemformerLMState(tuple(local), tuple(slots))

@@ -1,0 +1,111 @@
+"""Slots that a stream reads and writes: the arithmetic of Memformer's memory.
+
+Source: Memformer (Wu et al., arXiv:2010.06891), sections on slot attention and on forgetting.
+
+    l_0 = q_i . k_i / sqrt(K),   l_j = q_i . k_xj / sqrt(K)         slot i against itself and against token j
+    a   = softmax([l_0 + keep, l_1, ..., l_L] / tau)                 slots never see each other
+    m'  = a_0 m + sum_j a_j v_xj                                     per head; the slot's own value is the raw slot
+    M   = R (m' + v) / |m' + v|                                      Biased Memory Normalisation, on a sphere of radius R
+
+`write_slots` is the definition. `gather_tokens` and `close_slots` are the same softmax met token by token: a running
+maximum (`peak`), the sum of weights (`mass`) and the weighted sum of values (`total`) are all that a segment leaves
+behind, so a stream needs no buffer of its tokens.
+
+Axes: B streams, L tokens, N slots, H heads, K = D / H.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["NOTHING", "biased_normalise", "close_slots", "gather_tokens", "read_slots", "split_heads", "write_slots"]
+
+NOTHING = -1e30  # the running maximum before any token: finite, and far below every logit
+
+
+def split_heads(x: Float[Tensor, "B L D"], n_heads: int) -> Float[Tensor, "B H L K"]:
+    """[B, L, H K] -> [B, H, L, K]."""
+    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+
+
+def write_slots(
+    slots: Float[Tensor, "B N D"],
+    q: Float[Tensor, "B H N K"],
+    k: Float[Tensor, "B H N K"],
+    token_keys: Float[Tensor, "B H L K"],
+    token_values: Float[Tensor, "B H L K"],
+    *,
+    temperature: float,
+    keep_bias: float = 0.0,
+) -> Float[Tensor, "B N D"]:
+    """The definition: each slot attends to itself and to the tokens of the segment, with one softmax over both."""
+    scale = 1 / math.sqrt(q.shape[-1])
+    own = (q * k).sum(-1, keepdim=True) * scale / temperature + keep_bias
+    weights = torch.cat([own, q @ token_keys.mT * scale / temperature], dim=-1).softmax(-1)
+    kept = weights[..., :1] * split_heads(slots, q.shape[1])
+    return (kept + weights[..., 1:] @ token_values).transpose(1, 2).flatten(2)
+
+
+def gather_tokens(
+    logits: Float[Tensor, "B H N L"],
+    token_values: Float[Tensor, "B H L K"],
+    peak: Float[Tensor, "B H N"],
+    mass: Float[Tensor, "B H N"],
+    total: Float[Tensor, "B H N K"],
+) -> tuple[Float[Tensor, "B H N"], Float[Tensor, "B H N"], Float[Tensor, "B H N K"]]:
+    """Take more tokens into a running softmax. `logits` are already divided by sqrt(K) and by the temperature.
+
+    The running maximum only keeps numbers in range: the result does not depend on it, so no gradient flows through it.
+    """
+    new_peak = torch.maximum(peak, logits.amax(-1)).detach()
+    fade = (peak.detach() - new_peak).exp()
+    weights = (logits - new_peak[..., None]).exp()
+    return new_peak, mass * fade + weights.sum(-1), total * fade[..., None] + weights @ token_values
+
+
+def close_slots(
+    slots: Float[Tensor, "B N D"],
+    own: Float[Tensor, "B H N"],
+    peak: Float[Tensor, "B H N"],
+    mass: Float[Tensor, "B H N"],
+    total: Float[Tensor, "B H N K"],
+) -> Float[Tensor, "B N D"]:
+    """The slots after a segment: each slot's own term, of logit `own`, joins the running softmax, which is divided out."""
+    values = split_heads(slots, own.shape[1])
+    top = torch.maximum(peak, own).detach()
+    fade, weight = (peak.detach() - top).exp(), (own - top).exp()
+    update = (total * fade[..., None] + weight[..., None] * values) / (mass * fade + weight)[..., None]
+    return update.transpose(1, 2).flatten(2)
+
+
+def biased_normalise(slots: Float[Tensor, "B N D"], bias: Float[Tensor, "N D"] | None, *, radius: float) -> Float[Tensor, "B N D"]:
+    """Biased Memory Normalisation: add `bias` (None: nothing), then bring every slot back to the sphere of `radius`.
+
+    With nothing written, the angle between slot and bias shrinks from a to atan2(sin a, cos a + |bias| / radius): near
+    the end a memory halves in ln 2 / ln(1 + |bias| / radius) segments.
+    """
+    moved = slots if bias is None else slots + bias
+    return moved * (radius / moved.norm(dim=-1, keepdim=True).clamp_min(1e-6 * radius))
+
+
+def read_slots(
+    q: Float[Tensor, "B H L K"],
+    slots: Float[Tensor, "B N D"],
+    key_weight: Float[Tensor, "D D"],
+    value_weight: Float[Tensor, "D D"],
+) -> Float[Tensor, "B L D"]:
+    """Tokens attend to the slots; keys and values are projections of the slots by [out, in] matrices.
+
+    Two orders of the same products: many tokens project the N slots once; few tokens (a step reads one) carry their
+    queries into the slots' space instead, which costs 2 D^2 + 2 H N D a token rather than 2 N D^2.
+    """
+    B, H, L, K = q.shape
+    if L >= slots.shape[1]:
+        k, v = (split_heads(slots @ w.T, H) for w in (key_weight, value_weight))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    lifted = q.transpose(1, 2)[..., None, :] @ key_weight.view(H, K, -1)  # [B, L, H, 1, D]
+    attention = (lifted.squeeze(-2).flatten(1, 2) @ slots.mT / math.sqrt(K)).softmax(-1)  # [B, L H, N]
+    mixed = (attention @ slots).view(B, L, H, 1, -1)
+    return (mixed @ value_weight.view(H, K, -1).mT).reshape(B, L, H * K)
