@@ -88,7 +88,7 @@ def set_up(extras: list, given: argparse.Namespace) -> None:
     if same and set(extras) <= set(have["extras"]):
         return
     started = time.time()
-    if not usable(PYTHON):
+    if not usable(PYTHON) or have.get("torch", given.torch) != given.torch:
         make_venv(given.torch)
     extras = sorted(set(extras) | set(have["extras"] if same else []))
     target = f".[{','.join(extras)}]" if extras else "."
