@@ -1,0 +1,234 @@
+"""Memory replay back-propagation: the gradients of full back-propagation through time, one segment's activations alive.
+
+Source: Memformer (Wu et al., arXiv:2010.06891), algorithm 1; here with one joint backward per segment, any schedule of
+kept states, and everything that a segment may read besides its state put back for the replay.
+
+    s_{t+1}, L_t = cell(x_t, s_t),   t = 0 .. S-1        L = sum_t L_t
+    forward, without a graph:  keep s_0 .. s_{S-1}        (S-1 steps; s_S comes from the first segment replayed)
+    backward, t = S-1 .. 0:    g_t = d L_t / d s_t + (d s_{t+1} / d s_t)^T g_{t+1}
+                               d L / d theta += d L_t / d theta + (d s_{t+1} / d theta)^T g_{t+1}
+
+Cost: two forwards (the first without head and loss) and one backward per segment. Memory: the states that the schedule
+keeps and one segment. `replay_scan` is the same for losses that couple segments; `checkpointed_loss` is a chain of torch's
+own checkpoints, which any engine can drive.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from memseq.errors import InputError, StateError, TrainingError
+from memseq.state import State, detach, leaf_names, map_state, tensors
+from memseq.training.cell import Cell
+from memseq.training.schedules import KeepAll, Schedule, rewind
+from memseq.training.surroundings import Surroundings
+from memseq.training.sync import entries, sync_of
+
+__all__ = ["Replayed", "checkpointed_loss", "replay_backward"]
+
+Sync = Callable[[bool], AbstractContextManager[Any]]
+
+
+class Replayed(NamedTuple):
+    """What a replayed window gave, besides the gradients it left in `.grad`."""
+
+    loss: Float[Tensor, ""]  # the sum over all segments, unscaled, without a graph
+    state: State  # after the last segment, without a graph: the next window starts here
+
+
+def replay_backward(
+    cell: Cell | nn.Module,
+    segments: Sequence[Any],
+    state: State,
+    *,
+    scale: float | Tensor = 1.0,
+    schedule: Schedule = KeepAll(),  # noqa: B008 (frozen)
+    cotangent: State | None = None,
+    verify: bool = False,
+    sync: Sync | None = None,
+) -> Replayed:
+    """Add to `.grad` what `(scale * total_loss).backward()` through all segments would, one segment at a time.
+
+    `segments` is read from both ends, so any sequence that gives the same segment twice will do. If `state` has a graph,
+    it gets its gradient too. `cotangent`, a tree like `state`, is d(later losses) / d(final state); `scale` multiplies it
+    as well. `verify` compares every replayed state with the kept one. `sync(is_last)` is entered around the forward and
+    backward of each replayed segment; for DistributedDataParallel and FSDP2 modules it is found by itself.
+
+    Raises `TrainingError` where a state or a loss is not finite (a state: before any gradient is touched) or a replay
+    differs, `StateError` where a kept state was written to.
+    """
+    total = len(segments)
+    if total == 0:
+        raise InputError("a window needs at least one segment, got none")
+    if torch.is_inference_mode_enabled():
+        raise TrainingError("replay cannot run under torch.inference_mode(), whose tensors never have gradients; leave it first")
+    forward, advance = entries(cell)
+    sync = sync or sync_of(cell)
+    around, finite = Surroundings(cell, state), Finite(state)
+
+    def ahead(t: int, s: State) -> State:
+        with torch.no_grad():
+            s = detach(advance(segments[t], s))
+        finite.note(t, s)
+        return s
+
+    later = _given(cotangent, state, scale)
+    losses: list[Tensor] = []
+    final = following = after = None
+    try:
+        for t, before in rewind(ahead, detach(state), total, schedule, around):
+            start = _leaves(before) if t else state  # s_0 keeps its graph, so that what made it is reached in the same backward
+            with sync(t == 0), torch.enable_grad():
+                torch.clear_autocast_cache()  # a weight cast in a pass without a graph must not serve one that needs it
+                loss, end = forward(segments[t], start)
+                if final is None:
+                    after, final = around.save(), detach(end)
+                    finite.note(t, final, loss)
+                    finite.check(total)
+                elif verify:
+                    _compare(t, end, following)
+                _backward(loss, end, later, scale)
+            losses.append(loss.detach())
+            later = [s.grad for s in tensors(start)] if t else []
+            following = before if verify else None
+            del loss, end, start, before
+    finally:
+        if after is not None:
+            around.restore(after)
+        torch.clear_autocast_cache()
+    around.warn()
+    return Replayed(_sum(losses[::-1]), final)
+
+
+def checkpointed_loss(cell: Cell | nn.Module, segments: Iterable[Any], state: State) -> tuple[Float[Tensor, ""], State]:
+    """The window's loss with its graph, and the state after it: a chain of checkpoints, one per segment.
+
+    One `.backward()` gives the same gradients as `replay_backward` under any engine that drives a single forward and
+    backward; where an engine wraps modules, call this inside the wrapped module's `forward`.
+    """
+    forward, _ = entries(cell)
+    around = Surroundings(cell, state)
+    losses = []
+    for segment in segments:
+        loss, state = checkpoint(_twice(forward, around), segment, state, use_reentrant=False, preserve_rng_state=False)
+        losses.append(loss)
+    if not losses:
+        raise InputError("a window needs at least one segment, got none")
+    return torch.stack(losses).sum(), state
+
+
+def _twice(forward: Callable[..., Any], around: Surroundings) -> Callable[..., Any]:
+    """`forward`, whose second call (the recomputation) sees the surroundings of the first and leaves no trace in them."""
+    before = around.save()
+    first = True
+
+    def run(segment: Any, state: State) -> Any:
+        nonlocal first
+        if first:
+            first = False
+            return forward(segment, state)
+        outside = around.save()
+        around.restore(before)
+        try:
+            return forward(segment, state)
+        finally:
+            around.restore(outside)
+
+    return run
+
+
+def _differentiable(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
+
+
+def _leaves(state: State) -> State:
+    """The state as the start of a graph; integer and boolean leaves pass through."""
+    return map_state(lambda t: t.detach().requires_grad_(_differentiable(t)), state)
+
+
+def _given(cotangent: State | None, state: State, scale: float | Tensor) -> list[Tensor | None]:
+    """The cotangents of the final state's leaves, scaled as the losses are."""
+    if cotangent is None:
+        return [None] * len(tensors(state))
+    given = tensors(cotangent)
+    if len(given) != len(tensors(state)):
+        raise StateError(f"the cotangent has {len(given)} leaves and the state {len(tensors(state))} ({', '.join(leaf_names(state))})")
+    return [g * scale if g is not None and _differentiable(g) else None for g in given]
+
+
+def _backward(loss: Tensor, end: State, later: list[Tensor | None], scale: float | Tensor) -> None:
+    """One joint backward from the segment's loss and from every leaf of its end state that later losses depend on.
+
+    Equal to the backward of scale * loss + sum(end * later), without computing that number. Autocast is off, as it would
+    be for a backward outside of it: products of float32 states stay float32.
+    """
+    roots = [(loss, torch.ones_like(loss) * scale)] if loss.requires_grad else []
+    roots += [(s, g) for s, g in zip(tensors(end), later, strict=True) if g is not None and s.requires_grad]
+    with ExitStack() as stack:
+        for device in sorted({loss.device.type, "cpu"}):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        if roots:
+            torch.autograd.backward(*zip(*roots, strict=True))
+
+
+def _sum(losses: list[Tensor]) -> Tensor:
+    """The sum in the order of the stream; a loss that is not finite is an error that names its segment."""
+    each = torch.stack(losses)
+    if not bool(each.isfinite().all()):
+        t = int((~each.isfinite()).nonzero()[0])
+        raise TrainingError(
+            f"the loss of segment {t} of {len(losses)} is {each[t].item()}; the gradients of this window are not usable:"
+            " call zero_grad(), and lower the learning rate or clip the gradients"
+        )
+    return each.sum()
+
+
+def _compare(t: int, replayed: State, kept: State) -> None:
+    """The replay must arrive where the first pass arrived, up to the rounding of another kernel."""
+    for name, new, old in zip(leaf_names(kept), tensors(replayed), tensors(kept), strict=True):
+        delta = float((new.detach().double() - old.double()).abs().max()) if old.numel() else 0.0
+        exact = not _differentiable(old)
+        allowed = 0.0 if exact else torch.finfo(old.dtype).eps ** 0.5 * max(1.0, float(old.abs().max()) if old.numel() else 1.0)
+        if not delta <= allowed:
+            raise TrainingError(
+                f"segment {t} was replayed to another state than in the first pass: leaf {name!r} differs by max |delta| = {delta:.3g}"
+                f" (allowed {allowed:.3g}); the cell draws random numbers for its loss before those of its state, keeps state outside of"
+                " its state, or runs kernels that are not deterministic"
+            )
+
+
+class Finite:
+    """Looks at every state of the first pass and asks the device once."""
+
+    def __init__(self, state: State) -> None:
+        # A leaf that starts at -inf is a logarithm of nothing (the maximum of an online softmax), and may stay there.
+        self.log = [_own(s).isneginf().any() if _differentiable(s) else None for s in tensors(state)]
+        self.flags: dict[int, Tensor] = {}
+
+    def note(self, t: int, state: State, *losses: Tensor) -> None:
+        if t in self.flags:
+            return
+        leaves = [(_own(s), log) for s, log in zip(tensors(state), self.log, strict=True) if log is not None]
+        flags = [(s.isfinite() | s.isneginf() & log).all() for s, log in leaves]
+        flags += [loss.detach().isfinite().all() for loss in losses]
+        if flags:
+            self.flags[t] = torch.stack([f.to(flags[-1].device) for f in flags]).all()
+
+    def check(self, total: int) -> None:
+        flags = torch.stack(list(self.flags.values())) if self.flags else torch.ones(1, dtype=torch.bool)
+        if not bool(flags.all()):
+            t = list(self.flags)[int((~flags).nonzero()[0])]
+            raise TrainingError(
+                f"segment {t} of {total} left a state or a loss that is not finite; no gradient was touched. Skip this window, start"
+                " from a fresh state, or lower the learning rate"
+            )
+
+
+def _own(t: Tensor) -> Tensor:
+    """What an expanded tensor stores."""
+    return t[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in t.stride())]

@@ -1,0 +1,82 @@
+"""Gradients of a replayed window are averaged over ranks once, with the backward of its first segment in time.
+
+Every segment is a backward of its own, so an engine that averages at each backward would do so S times, or fail where a
+segment leaves a parameter unused. `sync(is_last)` is entered around each replayed segment; `is_last` marks the one
+segment, the last to be replayed, in which the engine may talk. The number of segments may then differ between ranks.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from memseq.contract import Memory
+from memseq.errors import ConfigError
+from memseq.state import State
+
+__all__ = ["ddp_sync", "entries", "fsdp2_sync", "sync_of"]
+
+Sync = Callable[[bool], AbstractContextManager[Any]]
+
+
+def entries(cell: Any) -> tuple[Callable[[Any, State], tuple[Tensor, State]], Callable[[Any, State], State]]:
+    """How to call a cell's loss and its advance: DistributedDataParallel is armed by its own forward, and only by it."""
+    if isinstance(cell, DistributedDataParallel):
+        return cell, cell.module.advance
+    return cell.loss, cell.advance
+
+
+def sync_of(cell: Any) -> Sync:
+    """The `sync` that fits the engine around `cell`; nothing to do where there is none."""
+    if isinstance(cell, DistributedDataParallel):
+        return ddp_sync(cell)
+    if isinstance(cell, nn.Module) and torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.fsdp import FSDPModule
+
+        if any(isinstance(m, FSDPModule) for m in cell.modules()):
+            return fsdp2_sync(cell)
+    return lambda is_last: nullcontext()
+
+
+def ddp_sync(module: DistributedDataParallel) -> Sync:
+    """For a cell inside DistributedDataParallel: `no_sync` for all segments but the last to be replayed.
+
+    A parameter that this segment leaves unused is averaged only with `find_unused_parameters=True`.
+    """
+    if module.static_graph:
+        raise ConfigError("replay cannot run with static_graph=True: a window is many graphs; build DistributedDataParallel without it")
+    if module.device_ids:
+        raise ConfigError(
+            f"DistributedDataParallel(device_ids={module.device_ids}) moves a state's host leaves to the device; move the module there"
+            " first and build DistributedDataParallel(module) without device_ids"
+        )
+    return lambda is_last: nullcontext() if is_last else module.no_sync()
+
+
+def fsdp2_sync(module: nn.Module) -> Sync:
+    """For a cell under `fully_shard`: weights stay gathered inside a window, gradients are reduced with its last backward.
+
+    Keeping them gathered makes each rank gather once per window, however many segments it has; the price is the memory of
+    the whole weights and of their whole gradients.
+    """
+    from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+
+    sharded = [m for m in module.modules() if isinstance(m, FSDPModule)]
+    for m in sharded:
+        m.set_reshard_after_forward(False, recurse=False)
+        for name in ("loss", "advance", "step", "init_state"):  # entries besides `forward` must gather weights as well
+            if (isinstance(m, Memory) or m is module) and callable(getattr(m, name, None)):
+                register_fsdp_forward_method(m, name)
+
+    @contextmanager
+    def sync(is_last: bool) -> Iterator[None]:
+        for m in sharded:
+            m.set_requires_gradient_sync(is_last, recurse=False)
+            m.set_reshard_after_backward(is_last, recurse=False)
+            m.set_is_last_backward(is_last)
+        yield
+
+    return sync
