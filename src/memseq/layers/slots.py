@@ -79,10 +79,13 @@ class SlotReader(nn.Module):
             nn.init.normal_(layer.weight, std=d_model**-0.5)
         nn.init.zeros_(self.out.weight)
 
-    def forward(self, x: Float[Tensor, "B L D"], slots: Float[Tensor, "B N D"]) -> Float[Tensor, "B L D"]:
+    def forward(
+        self, x: Float[Tensor, "B L D"], slots: Float[Tensor, "B N D"], reach: Int[Tensor, "B"] | None = None
+    ) -> Float[Tensor, "B L D"]:
+        """Of each row's slots the first `reach` are read, all where it is None."""
         q = split_heads(self.query(x), self.n_heads)
         key_weight, value_weight = self.key.weight.to(q.dtype), self.value.weight.to(q.dtype)
-        return self.out(read_slots(q, slots.to(q.dtype), key_weight, value_weight))
+        return self.out(read_slots(q, slots.to(q.dtype), key_weight, value_weight, reach))
 
 
 class SlotWriter(nn.Module):

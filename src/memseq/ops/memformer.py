@@ -17,7 +17,7 @@ Axes: B streams, L tokens, N slots, H heads, K = D / H.
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 __all__ = ["NOTHING", "biased_normalise", "close_slots", "gather_tokens", "read_slots", "split_heads", "write_slots"]
@@ -95,17 +95,22 @@ def read_slots(
     slots: Float[Tensor, "B N D"],
     key_weight: Float[Tensor, "D D"],
     value_weight: Float[Tensor, "D D"],
+    reach: Int[Tensor, "B"] | None = None,
 ) -> Float[Tensor, "B L D"]:
-    """Tokens attend to the slots; keys and values are projections of the slots by [out, in] matrices.
+    """Tokens attend to the slots (the first `reach` of each row); keys and values are projections by [out, in] matrices.
 
     Two orders of the same products: many tokens project the N slots once; few tokens (a step reads one) carry their
     queries into the slots' space instead, which costs 2 D^2 + 2 H N D a token rather than 2 N D^2.
     """
     B, H, L, K = q.shape
+    seen = None if reach is None else (torch.arange(slots.shape[1]) < reach.cpu()[:, None]).to(q.device)  # [B, N]
     if L >= slots.shape[1]:
+        mask = None if seen is None else seen[:, None, None]
         k, v = (split_heads(slots @ w.T, H) for w in (key_weight, value_weight))
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
     lifted = q.transpose(1, 2)[..., None, :] @ key_weight.view(H, K, -1)  # [B, L, H, 1, D]
-    attention = (lifted.squeeze(-2).flatten(1, 2) @ slots.mT / math.sqrt(K)).softmax(-1)  # [B, L H, N]
-    mixed = (attention @ slots).view(B, L, H, 1, -1)
+    logits = lifted.squeeze(-2).flatten(1, 2) @ slots.mT / math.sqrt(K)  # [B, L H, N]
+    if seen is not None:
+        logits = logits.masked_fill(~seen[:, None], -torch.inf)
+    mixed = (logits.softmax(-1) @ slots).view(B, L, H, 1, -1)
     return (mixed @ value_weight.view(H, K, -1).mT).reshape(B, L, H * K)
