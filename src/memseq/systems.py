@@ -1,0 +1,259 @@
+"""The one list of systems: a stem names a config class, a kind and its papers; and configs as typed JSON.
+
+`memseq list`, `memseq cite`, the tables of the README and of the docs, and the files on disk are all read from here. A
+config is written as a dictionary whose `type` is the stem of its class, nested as the config is nested:
+
+    {"type": "stack", "vocab_size": 256, "d_model": 64, "layers": [{"type": "sliding_window", "d_model": 64, ...}, ...]}
+
+To add a system, add one row below, and its paper to `papers.bib`. A config class of your own takes part after
+`register("my_memory", MyConfig)`. Nothing is imported before it is used.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from importlib import import_module, resources
+from typing import Any, Literal, get_args, get_type_hints
+
+from memseq.errors import ConfigError, nearest
+
+__all__ = ["SYSTEMS", "Paper", "System", "cite", "config_class", "find", "from_dict", "papers", "register", "stem_of", "to_dict"]
+
+Kind = Literal["memory", "model", "method", "probe", "application"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """One entry of `papers.bib`."""
+
+    key: str
+    title: str
+    authors: tuple[str, ...]  # family name first
+    year: int
+    arxiv: str | None
+    bibtex: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """One row of the list."""
+
+    stem: str
+    kind: Kind
+    about: str  # one line
+    config: tuple[str, str] | None = None  # module and class; None for what has no config, such as a method of training
+    cites: tuple[str, ...] = ()  # keys of papers.bib, the source first
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        """The sources, read from papers.bib."""
+        return tuple(papers()[key] for key in self.cites)
+
+
+def _memory(stem: str, config: str, cites: str, about: str) -> System:
+    return System(stem=stem, kind="memory", about=about, config=(f"memseq.memories.{stem}", config), cites=tuple(cites.split()))
+
+
+def _model(stem: str, module: str, config: str, cites: str, about: str) -> System:
+    return System(stem=stem, kind="model", about=about, config=(f"memseq.models.{module}", config), cites=tuple(cites.split()))
+
+
+_REVIEW = "lipton2015critical"
+_MEMFORMER = "wu2022memformer"
+_ROWS = (
+    _memory("elman", "ElmanConfig", f"elman1990finding {_REVIEW}", "simple recurrent network: the hidden layer feeds itself"),
+    _memory("jordan", "JordanConfig", f"jordan1986serial {_REVIEW}", "simple recurrent network: a decaying copy of the output feeds back"),
+    _memory("lstm", "LSTMConfig", f"hochreiter1997long gers2000learning {_REVIEW}", "a cell behind input, forget and output gates"),
+    _memory("gru", "GRUConfig", f"cho2014learning {_REVIEW}", "one state behind a reset and an update gate"),
+    _memory(
+        "bidirectional",
+        "BidirectionalConfig",
+        f"schuster1997bidirectional {_REVIEW}",
+        "an encoder: one memory reads forwards, one backwards",
+    ),
+    _memory(
+        "transformer_xl", "TransformerXLConfig", "dai2019transformerxl", "attention to a cache of the last inputs, by relative position"
+    ),
+    _memory(
+        "attention", "AttentionConfig", "vaswani2017attention", "causal attention to all that was read: unbounded, the honest baseline"
+    ),
+    _memory("sliding_window", "SlidingWindowConfig", "beltagy2020longformer", "causal attention to the last tokens of a fixed window"),
+    _memory(
+        "segment_attention", "SegmentAttentionConfig", "vaswani2017attention", "causal attention inside one segment, nothing beyond it"
+    ),
+    _memory("memformer", "MemformerConfig", _MEMFORMER, "slots read by cross-attention, written by slot attention once a segment"),
+    _model("stack", "stack", "StackConfig", "", "language model of blocks, each of one or more memories and a feedforward"),
+    _model("memformer_lm", "memformer", "MemformerLMConfig", _MEMFORMER, "Memformer, causal: blocks that share one memory of slots"),
+    _model(
+        "memformer_encdec",
+        "memformer_encdec",
+        "MemformerEncDecConfig",
+        _MEMFORMER,
+        "Memformer as published: a segment is encoded, the next decoded",
+    ),
+    System(
+        stem="replay", kind="method", about="memory replay: gradients of full BPTT, one segment's activations alive", cites=(_MEMFORMER,)
+    ),
+)
+
+SYSTEMS: dict[str, System] = {row.stem: row for row in _ROWS}
+_registered: dict[str, type] = {}  # config classes of the user's
+
+
+def find(stem: str) -> System:
+    """The row of `stem`; raises `ConfigError` with the nearest name where there is none."""
+    if stem not in SYSTEMS:
+        raise ConfigError(f"there is no system {stem!r}; {nearest(stem, list(SYSTEMS))}")
+    return SYSTEMS[stem]
+
+
+@cache
+def papers() -> dict[str, Paper]:
+    """Every entry of papers.bib under its key."""
+    text = resources.files("memseq").joinpath("papers.bib").read_text(encoding="utf-8")
+    found = {}
+    for entry in re.findall(r"^@.*?^}$", text, flags=re.MULTILINE | re.DOTALL):
+        key = entry[entry.index("{") + 1 : entry.index(",")]
+        values = dict(re.findall(r"^ *(\w+) *= *{(.*)},?$", entry, flags=re.MULTILINE))
+        names = tuple(values["author"].split(" and "))
+        found[key] = Paper(
+            key=key, title=values["title"], authors=names, year=int(values["year"]), arxiv=values.get("eprint"), bibtex=entry
+        )
+    return found
+
+
+def cite(stem: str) -> str:
+    """The BibTeX of every paper behind a system; of this library where there is none."""
+    row = find(stem)
+    return "\n\n".join(paper.bibtex for paper in row.papers or (papers()["memseq"],))
+
+
+def register(stem: str, config: type) -> None:
+    """Let configs of a class of your own be saved and loaded under `stem`; call it before loading, such as beside the class.
+
+    Raises `ConfigError` where the stem is taken by another class, or where the class is no dataclass.
+    """
+    if not is_dataclass(config):
+        raise ConfigError(f"{config.__qualname__} is no dataclass; a config is a frozen keyword-only dataclass with build()")
+    taken = SYSTEMS.get(stem)
+    other = f"{taken.config[0]}.{taken.config[1]}" if taken and taken.config else _name(_registered[stem]) if stem in _registered else None
+    if taken or (other and other != _name(config)):
+        raise ConfigError(f"the stem {stem!r} already names {other or taken.kind}; register {config.__qualname__} under another one")
+    _registered[stem] = config
+
+
+def config_class(stem: str) -> type:
+    """The config class a stem names, imported now. Raises `ConfigError` on an unknown stem, with the nearest one."""
+    if stem in _registered:
+        return _registered[stem]
+    row = SYSTEMS.get(stem)
+    if row is None or row.config is None:
+        known = [*(name for name, other in SYSTEMS.items() if other.config), *_registered]
+        raise ConfigError(
+            f"no config has the type {stem!r}; {nearest(stem, known)}; for a class of your own call"
+            f" memseq.systems.register({stem!r}, YourConfig) first"
+        )
+    module, name = row.config
+    return getattr(import_module(module), name)
+
+
+def stem_of(config: type) -> str | None:
+    """The stem a config class goes by; None for a class that is not in the list and not registered."""
+    for row in SYSTEMS.values():
+        if row.config == (config.__module__, config.__qualname__):
+            return row.stem
+    return next((stem for stem, other in _registered.items() if other is config), None)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as JSON values, with the stems of its classes under `type`; every field is written, defaults too.
+
+    >>> from memseq.memories.sliding_window import SlidingWindowConfig
+    >>> to_dict(SlidingWindowConfig(d_model=8))["type"]
+    'sliding_window'
+    """
+    stem = stem_of(type(config))
+    if stem is None:
+        raise ConfigError(
+            f"{type(config).__qualname__} has no stem, so it cannot be written to a file; call"
+            f" memseq.systems.register('my_stem', {type(config).__qualname__}) first"
+        )
+    return {"type": stem, **_fields_to_json(config, {})}
+
+
+def from_dict(values: Mapping[str, Any]) -> Any:
+    """The config that `to_dict` wrote. Raises `ConfigError` naming the unknown type or key and the nearest known one."""
+    if not isinstance(values, Mapping) or not isinstance(values.get("type"), str):
+        raise ConfigError(f"a config is a dictionary whose 'type' names a system, got {_shown(values)}")
+    config = config_class(values["type"])
+    return _build(config, {key: value for key, value in values.items() if key != "type"}, {}, values["type"])
+
+
+Parts = Mapping[str, Any]  # dataclasses that are no systems, by the name of their class: what a field's annotation allows
+
+
+def _parts(hint: Any, around: Parts) -> Parts:
+    """The parts an annotation names; where it names none (`Any`), those of the field around it."""
+    if is_dataclass(hint):
+        return {hint.__name__: hint}
+    return {name: part for inner in get_args(hint) for name, part in _parts(inner, {}).items()} or around
+
+
+def _fields_to_json(config: Any, around: Parts) -> dict[str, Any]:
+    hints = get_type_hints(type(config))
+    return {
+        f.name: _to_json(getattr(config, f.name), hints[f.name], around, f"{type(config).__qualname__}.{f.name}") for f in fields(config)
+    }
+
+
+def _to_json(value: Any, hint: Any, around: Parts, place: str) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple | list):
+        return [_to_json(item, hint, around, f"{place}[{i}]") for i, item in enumerate(value)]
+    if not is_dataclass(value) or isinstance(value, type):
+        raise ConfigError(f"{place} holds {_shown(value)}, which cannot be written to a file; use numbers, text, tuples and configs")
+    parts, name = _parts(hint, around), type(value).__name__
+    if type(value) is hint:  # the field says which class it is
+        return _fields_to_json(value, parts)
+    if stem_of(type(value)) is None and parts.get(name) is type(value):
+        return {"type": name, **_fields_to_json(value, parts)}
+    return to_dict(value)
+
+
+def _from_json(value: Any, hint: Any, around: Parts, place: str) -> Any:
+    if isinstance(value, list):
+        return tuple(_from_json(item, hint, around, f"{place}[{i}]") for i, item in enumerate(value))
+    if not isinstance(value, Mapping):
+        return value
+    parts = _parts(hint, around)
+    if "type" not in value and is_dataclass(hint):
+        return _build(hint, value, parts, place)
+    part = parts.get(value.get("type", ""))
+    return from_dict(value) if part is None else _build(part, {k: v for k, v in value.items() if k != "type"}, parts, place)
+
+
+def _build(config: Any, values: Mapping[str, Any], around: Parts, place: str) -> Any:
+    known = {f.name: f for f in fields(config)}
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{place} has no key {key!r}; {nearest(key, list(known))}")
+    missing = [name for name, f in known.items() if name not in values and f.default is MISSING and f.default_factory is MISSING]
+    if missing:
+        raise ConfigError(f"{place} lacks the key {missing[0]!r}; it needs {', '.join(missing)}")
+    hints = get_type_hints(config)
+    given = {key: _from_json(value, hints[key], around, f"{place}.{key}") for key, value in values.items()}
+    try:
+        return config(**given)
+    except TypeError as error:  # a text where a number is compared
+        raise ConfigError(f"{place} holds a value of the wrong type: {error}") from None
+
+
+def _name(config: type) -> str:
+    return f"{config.__module__}.{config.__qualname__}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text[:60]}{'...' if len(text) > 60 else ''}"
