@@ -6,7 +6,7 @@ and, when the segment is full, closes it into new slots. Equations: `ops/memform
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -39,10 +39,10 @@ class SlotsConfig:
     n_heads: int = 4
     temperature: float = 0.25  # of the write; below 1 sharpens the choice between keeping and taking
     keep_bias: float = 0.0  # added to a slot's own logit; 0 is the paper, log(segment_length) keeps half at the start
-    forget: Literal["bmn", "norm", "none"] = "bmn"  # biased normalisation, normalisation alone, or neither
+    forget: str = "bmn"  # "bmn": biased normalisation, "norm": normalisation alone, "none": neither
     radius: float | None = None  # of the sphere the slots live on; None is sqrt(d_model), 1.0 the paper's letter
     bias_std: float = 0.01  # of the initial forgetting bias: |v| / radius is the rate of forgetting
-    update: Literal["replace", "gru"] = "replace"  # a GRU cell may decide between the old slot and what was gathered
+    update: str = "replace"  # "gru": a GRU cell decides between the old slot and what was gathered
 
     def __post_init__(self) -> None:
         if self.d_model < 1 or self.n_heads < 1 or self.d_model % self.n_heads:

@@ -61,7 +61,7 @@ class LanguageModel(Memory[S]):
         self.check_input(tokens, state)
         return self.features(tokens, state)[1]
 
-    def loss(self, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"], state: S) -> tuple[Float[Tensor, ""], Int[Tensor, ""], S]:
+    def loss(self, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B targets"], state: S) -> tuple[Float[Tensor, ""], Int[Tensor, ""], S]:
         """The sum of the losses in nats, the number of scored tokens (targets other than -100), and the next state."""
         self.check_input(tokens, state)
         if targets.shape != tokens.shape:

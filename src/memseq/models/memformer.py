@@ -15,7 +15,7 @@ State: the local memories' states, and 4 B N D bytes of slots with the running s
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -38,7 +38,7 @@ class MemformerLMConfig:
     d_model: int
     layers: tuple[Any, ...]
     slots: SlotsConfig
-    memory: Literal["shared", "per_layer"] = "shared"
+    memory: str = "shared"  # or "per_layer"
     ff_mult: float = 4.0  # hidden units of the feedforward, in d_model
     dropout: float = 0.0  # of the embedding and of every residual branch
 
