@@ -6,19 +6,24 @@ Source: the merge is Milakov & Gimelshein (arXiv:1805.02867) and FlashAttention 
     lse_i = log sum_j exp(q_i . k_j / sqrt(K))               what a softmax needs to know of a part
     merge: o = (exp(lse_1) o_1 + exp(lse_2) o_2) / (exp(lse_1) + exp(lse_2))
 
-A mask is True where a query sees a key. Every query of `attend` must see a key.
+A mask is True where a query sees a key. Every query of `attend` must see a key; `attention_with_lse` lets a query see none
+of its part (o = 0, lse = NOTHING), and the merge with another part is still exact.
 """
+
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["attend", "band", "windowed"]
+__all__ = ["NOTHING", "attend", "attention_with_lse", "attention_with_lse_definition", "band", "merge", "windowed"]
+
+NOTHING = -1e30  # the lse of a query that saw no key: finite, so that no gradient is NaN, and far below every other
 
 Queries = Float[Tensor, "B H T K"]
 Keys = Float[Tensor, "B H S K"]
-Mask = Bool[Tensor, "*#broadcast T S"]
+Lse = Float[Tensor, "B H T"]
 
 
 def attend(q: Queries, k: Keys, v: Keys, *, mask: Tensor | None = None, causal: bool = False, dropout: float = 0.0) -> Queries:
@@ -55,3 +60,94 @@ def windowed(q: Queries, k: Queries, v: Queries, *, start: int, window: int, blo
         mask = band(rest, seen, window, device=q.device)
         o.append(attend(q[:, :, -rest:], k[:, :, -seen:], v[:, :, -seen:], mask=mask, dropout=dropout))
     return torch.cat(o, dim=2)
+
+
+def merge(o1: Queries, lse1: Lse, o2: Queries, lse2: Lse) -> tuple[Queries, Lse]:
+    """Attention over two parts of a past from attention over each: exact, associative, in any order."""
+    lse = torch.logaddexp(lse1, lse2)
+    o = (lse1 - lse).exp()[..., None] * o1 + (lse2 - lse).exp()[..., None] * o2
+    return o.to(o1.dtype), lse
+
+
+def attention_with_lse_definition(q: Queries, k: Keys, v: Keys, *, mask: Tensor | None = None) -> tuple[Queries, Lse]:
+    """Attention and the logarithm of its normaliser, as written above: the form the fast one is tested against."""
+    scores = (q @ k.mT * q.shape[-1] ** -0.5).to(torch.promote_types(q.dtype, torch.float32))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, NOTHING)
+    lse = scores.logsumexp(-1)
+    weights = (scores - lse[..., None]).exp()
+    if mask is not None:
+        seen = mask.any(-1)
+        weights, lse = weights.masked_fill(~seen[..., None], 0), lse.masked_fill(~seen, NOTHING)
+    return weights.to(v.dtype) @ v, lse
+
+
+def attention_with_lse(q: Queries, k: Keys, v: Keys, *, mask: Tensor | None = None) -> tuple[Queries, Lse]:
+    """Equal to `attention_with_lse_definition`, without ever holding the T x S weights. A mask is [T, S] or [B, 1 or H, T, S]."""
+    bias = None if mask is None else torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.inf)
+    if q.device.type == "cpu":
+        o, lse = _CpuFlash.apply(q, k, v, bias)
+    elif q.device.type == "cuda" and q.dtype != torch.float64 and q.shape[-1] % 8 == 0:
+        o, lse = _CudaEfficient.apply(q, k, v, bias)
+    else:
+        return attention_with_lse_definition(q, k, v, mask=mask)
+    if mask is not None:
+        seen = mask.any(-1)
+        o, lse = o.masked_fill(~seen[..., None], 0), lse.masked_fill(~seen, NOTHING)
+    return o, lse
+
+
+# The kernels behind `scaled_dot_product_attention` hand out the lse but know no gradient of it. With P the weights, dP = dO V^T:
+#     dS = P * (dP - rowsum(dO * O) + dlse)
+# A column of zeros in q, k and v, of ones in O and of -dlse in dO adds just this dlse to what the kernels compute.
+
+
+def _widened(tensors: tuple[Tensor, ...], columns: int, fill: float = 0.0) -> tuple[Tensor, ...]:
+    return tuple(F.pad(t, (0, columns), value=fill) for t in tensors)
+
+
+class _CpuFlash(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        scale = q.shape[-1] ** -0.5
+        o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=scale)
+        ctx.save_for_backward(q, k, v, bias, o, lse)
+        return o, lse.clone()  # what is saved is the kernel's own: a query that saw nothing has lse 0 there
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, do: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bias, o, lse = ctx.saved_tensors
+        K = q.shape[-1]
+        wide_q, wide_k, wide_v = _widened((q, k, v), 1)
+        (wide_o,) = _widened((o,), 1, fill=1.0)
+        wide_do = torch.cat([do, -dlse[..., None].to(do.dtype)], dim=-1)
+        grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            wide_do, wide_q, wide_k, wide_v, wide_o, lse, 0.0, False, attn_mask=bias, scale=K**-0.5
+        )
+        return *(g[..., :K] for g in grads), None
+
+
+class _CudaEfficient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        scale, T = q.shape[-1] ** -0.5, q.shape[2]
+        if bias is not None:  # the kernel reads biases in rows of a multiple of 16
+            S = k.shape[2]
+            bias = F.pad(bias, (0, -S % 16))[..., :S].expand(q.shape[0], q.shape[1], T, S)
+        o, lse, seed, offset = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, scale=scale)
+        ctx.save_for_backward(q, k, v, bias, o, lse, seed, offset)
+        return o, lse[..., :T].clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, do: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bias, o, lse, seed, offset = ctx.saved_tensors
+        K = q.shape[-1]
+        wide_q, wide_k, wide_v = _widened((q, k, v), 8)  # eight columns: the kernel's alignment
+        (wide_o,) = _widened((o,), 8, fill=1.0)
+        wide_do = torch.cat([do, -dlse[..., None].to(do.dtype), do.new_zeros(*do.shape[:-1], 7)], dim=-1)
+        grads = torch.ops.aten._scaled_dot_product_efficient_attention_backward(
+            wide_do, wide_q, wide_k, wide_v, bias, wide_o, lse, seed, offset, 0.0, [True, True, True, False], False, scale=K**-0.5
+        )
+        return *(g[..., :K] for g in grads[:3]), None
