@@ -4,7 +4,7 @@ A memory reads any number of tokens T >= 1 and hands back its outputs and what i
 token by token or cut anywhere gives the same outputs, the same state and the same gradients.
 """
 
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from memseq.errors import InputError, StateError
 from memseq.state import State, tensors
 
-__all__ = ["Memory", "check_rows", "empty"]
+if TYPE_CHECKING:
+    from memseq.checking import Effort, Report, check_memory
+
+__all__ = ["Effort", "Memory", "Report", "check_memory", "check_rows", "empty"]
 
 S = TypeVar("S")
 
@@ -77,3 +80,12 @@ def check_rows(rows: int, device: torch.device, state: State) -> None:
 def empty(like: Tensor, *shape: int, fill: float = 0.0, dtype: torch.dtype | None = None) -> Tensor:
     """A buffer that holds nothing yet: one number shown in the full `shape`, so that it costs four bytes until it is used."""
     return like.new_full((), fill, dtype=dtype).expand(*shape)
+
+
+def __getattr__(name: str) -> Any:
+    """The proof is large and rarely needed: `check_memory`, `Effort` and `Report` are imported when they are asked for."""
+    if name in {"check_memory", "Effort", "Report"}:
+        from memseq import checking
+
+        return getattr(checking, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,6 +13,8 @@
 `except MemseqError` catches them all; the command line prints the message on one line and exits with code 2.
 """
 
+from typing import Any
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
@@ -56,7 +58,11 @@ class TrainingError(MemseqError, RuntimeError):
 
 
 class ContractError(MemseqError, AssertionError):
-    """A memory that breaks the law `y, state = memory(x, state)`."""
+    """A memory that breaks the law `y, state = memory(x, state)`; `report` is what `check_memory` found, where it got that far."""
+
+    def __init__(self, message: str, *, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class MissingExtraError(MemseqError, ImportError):

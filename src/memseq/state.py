@@ -81,7 +81,8 @@ def detach(state: S) -> S:
 
 def to(state: S, target: torch.device | str | torch.dtype) -> S:
     """The state on another device, or its floating leaves in another dtype; integer leaves stay on the host."""
-    return map_state(lambda t: t.to(target) if t.is_floating_point() or t.dtype == torch.bool and not isinstance(target, torch.dtype) else t, state)
+    moves = {torch.bool} if not isinstance(target, torch.dtype) else set()
+    return map_state(lambda t: t.to(target) if t.is_floating_point() or t.dtype in moves else t, state)
 
 
 def select(state: S, rows: Tensor | Sequence[int] | slice) -> S:
@@ -89,7 +90,10 @@ def select(state: S, rows: Tensor | Sequence[int] | slice) -> S:
     if isinstance(rows, slice):
         return map_state(lambda t: t[rows], state)
     rows = torch.as_tensor(rows)
+    rows = rows if rows.numel() else rows.long()  # an empty list has no dtype of its own
     held = batch_size(state)
+    if held is not None and rows.dtype == torch.bool and rows.shape != (held,):
+        raise StateError(f"the state holds {held} streams and the mask has shape {list(rows.shape)}; give one truth value a stream")
     if held is not None and rows.dtype != torch.bool and rows.numel() and not (-held <= int(rows.min()) and int(rows.max()) < held):
         raise StateError(f"the state holds {held} streams, numbered 0 to {held - 1}; rows {rows.tolist()} were asked for")
     return map_state(lambda t: t[rows.to(t.device)], state)
@@ -178,15 +182,18 @@ def read_state(path: str | os.PathLike[str], model: Any) -> tuple[State, dict[st
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             header = file.metadata() or {}
-            leaves = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            # cloned: a tensor inside the file lies at any address, and kernels round otherwise where it is not aligned
+            leaves = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except FileNotFoundError:
         raise StateError(f"there is no state at {os.fspath(path)}; save one with save_state(state, path)") from None
     except (SafetensorError, OSError) as error:
         raise StateError(f"{os.fspath(path)} is not a readable state file ({error}); it may be truncated") from None
     if header.get("format") != FORMAT:
-        raise StateError(f"{os.fspath(path)} is a safetensors file but not a state of memseq (format {header.get('format')!r}, expected {FORMAT!r})")
+        found = header.get("format")
+        raise StateError(f"{os.fspath(path)} is a safetensors file but not a state of memseq (format {found!r}, expected {FORMAT!r})")
     if header["model"] and header["model"] != fingerprint(model):
-        raise StateError(f"{os.fspath(path)} is the state of another model (fingerprint {header['model']}, this model {fingerprint(model)})")
+        prints = f"fingerprint {header['model']}, this model {fingerprint(model)}"
+        raise StateError(f"{os.fspath(path)} is the state of another model ({prints})")
     rows = next((t.shape[0] for t in leaves.values()), 1)
     like = model.init_state(rows)
     names = leaf_names(like)
