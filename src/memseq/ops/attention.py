@@ -97,9 +97,9 @@ def attention_with_lse(q: Queries, k: Keys, v: Keys, *, mask: Tensor | None = No
     return o, lse
 
 
-# The kernels behind `scaled_dot_product_attention` hand out the lse but know no gradient of it. With P the weights, dP = dO V^T:
-#     dS = P * (dP - rowsum(dO * O) + dlse)
-# A column of zeros in q, k and v, of ones in O and of -dlse in dO adds just this dlse to what the kernels compute.
+# The kernels behind `scaled_dot_product_attention` hand out the lse but know no gradient of it: with P the weights and
+# dP = dO V^T they compute dS as P (dP - rowsum(dO O)), where P (dP - rowsum(dO O) + dlse) is due. A column of zeros in q,
+# k and v, of ones in O and of -dlse in dO adds just this term.
 
 
 def _widened(tensors: tuple[Tensor, ...], columns: int, fill: float = 0.0) -> tuple[Tensor, ...]:
