@@ -13,8 +13,8 @@ keeps and one segment. `replay_scan` is the same for losses that couple segments
 own checkpoints, which any engine can drive.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -22,16 +22,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from memseq.errors import InputError, StateError, TrainingError
+from memseq.errors import InputError, StateError
 from memseq.state import State, detach, leaf_names, map_state, tensors
 from memseq.training.cell import Cell
+from memseq.training.guards import Finite, check_loss, check_start, compare, differentiable, sum_losses
 from memseq.training.schedules import KeepAll, Schedule, rewind
 from memseq.training.surroundings import Surroundings
-from memseq.training.sync import entries, sync_of
+from memseq.training.sync import Sync, entries, sync_of
 
-__all__ = ["Replayed", "checkpointed_loss", "replay_backward"]
-
-Sync = Callable[[bool], AbstractContextManager[Any]]
+__all__ = ["CheckpointedWindow", "Replayed", "checkpointed_loss", "replay_backward"]
 
 
 class Replayed(NamedTuple):
@@ -63,10 +62,7 @@ def replay_backward(
     differs, `StateError` where a kept state was written to.
     """
     total = len(segments)
-    if total == 0:
-        raise InputError("a window needs at least one segment, got none")
-    if torch.is_inference_mode_enabled():
-        raise TrainingError("replay cannot run under torch.inference_mode(), whose tensors never have gradients; leave it first")
+    check_start(state, total)
     forward, advance = entries(cell)
     sync = sync or sync_of(cell)
     around, finite = Surroundings(cell, state), Finite(state)
@@ -82,16 +78,17 @@ def replay_backward(
     final = following = after = None
     try:
         for t, before in rewind(ahead, detach(state), total, schedule, around):
-            start = _leaves(before) if t else state  # s_0 keeps its graph, so that what made it is reached in the same backward
+            start = leaves_of(before) if t else state  # s_0 keeps its graph, so that what made it is reached in the same backward
             with sync(t == 0), torch.enable_grad():
                 torch.clear_autocast_cache()  # a weight cast in a pass without a graph must not serve one that needs it
                 loss, end = forward(segments[t], start)
+                check_loss(loss)
                 if final is None:
                     after, final = around.save(), detach(end)
                     finite.note(t, final, loss)
                     finite.check(total)
                 elif verify:
-                    _compare(t, end, following)
+                    compare(t, end, following)
                 _backward(loss, end, later, scale)
             losses.append(loss.detach())
             later = [s.grad for s in tensors(start)] if t else []
@@ -102,24 +99,35 @@ def replay_backward(
             around.restore(after)
         torch.clear_autocast_cache()
     around.warn()
-    return Replayed(_sum(losses[::-1]), final)
+    return Replayed(sum_losses(losses[::-1]), final)
 
 
 def checkpointed_loss(cell: Cell | nn.Module, segments: Iterable[Any], state: State) -> tuple[Float[Tensor, ""], State]:
     """The window's loss with its graph, and the state after it: a chain of checkpoints, one per segment.
 
     One `.backward()` gives the same gradients as `replay_backward` under any engine that drives a single forward and
-    backward; where an engine wraps modules, call this inside the wrapped module's `forward`.
+    backward; where an engine wraps modules, let it wrap `CheckpointedWindow`.
     """
     forward, _ = entries(cell)
     around = Surroundings(cell, state)
-    losses = []
+    losses: list[Tensor] = []
     for segment in segments:
         loss, state = checkpoint(_twice(forward, around), segment, state, use_reentrant=False, preserve_rng_state=False)
         losses.append(loss)
     if not losses:
         raise InputError("a window needs at least one segment, got none")
     return torch.stack(losses).sum(), state
+
+
+class CheckpointedWindow(nn.Module):
+    """`checkpointed_loss` as one module: what to wrap for an engine that drives a single forward and backward."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, segments: Sequence[Any], state: State) -> tuple[Float[Tensor, ""], State]:
+        return checkpointed_loss(self.cell, segments, state)
 
 
 def _twice(forward: Callable[..., Any], around: Surroundings) -> Callable[..., Any]:
@@ -142,13 +150,16 @@ def _twice(forward: Callable[..., Any], around: Surroundings) -> Callable[..., A
     return run
 
 
-def _differentiable(t: Tensor) -> bool:
-    return t.is_floating_point() or t.is_complex()
-
-
-def _leaves(state: State) -> State:
+def leaves_of(state: State) -> State:
     """The state as the start of a graph; integer and boolean leaves pass through."""
-    return map_state(lambda t: t.detach().requires_grad_(_differentiable(t)), state)
+    return map_state(lambda t: t.detach().requires_grad_(differentiable(t)), state)
+
+
+@contextmanager
+def no_autocast(device: torch.device) -> Iterator[None]:
+    """For a backward: inside a region of autocast it would round the products of float32 states to lower precision."""
+    with torch.autocast(device.type, enabled=False), torch.autocast("cpu", enabled=False):
+        yield
 
 
 def _given(cotangent: State | None, state: State, scale: float | Tensor) -> list[Tensor | None]:
@@ -158,77 +169,16 @@ def _given(cotangent: State | None, state: State, scale: float | Tensor) -> list
     given = tensors(cotangent)
     if len(given) != len(tensors(state)):
         raise StateError(f"the cotangent has {len(given)} leaves and the state {len(tensors(state))} ({', '.join(leaf_names(state))})")
-    return [g * scale if g is not None and _differentiable(g) else None for g in given]
+    return [g * scale if g is not None and differentiable(g) else None for g in given]
 
 
 def _backward(loss: Tensor, end: State, later: list[Tensor | None], scale: float | Tensor) -> None:
     """One joint backward from the segment's loss and from every leaf of its end state that later losses depend on.
 
-    Equal to the backward of scale * loss + sum(end * later), without computing that number. Autocast is off, as it would
-    be for a backward outside of it: products of float32 states stay float32.
+    Equal to the backward of scale * loss + sum(end * later), without computing that number.
     """
     roots = [(loss, torch.ones_like(loss) * scale)] if loss.requires_grad else []
     roots += [(s, g) for s, g in zip(tensors(end), later, strict=True) if g is not None and s.requires_grad]
-    with ExitStack() as stack:
-        for device in sorted({loss.device.type, "cpu"}):
-            stack.enter_context(torch.autocast(device, enabled=False))
-        if roots:
+    if roots:
+        with no_autocast(loss.device):
             torch.autograd.backward(*zip(*roots, strict=True))
-
-
-def _sum(losses: list[Tensor]) -> Tensor:
-    """The sum in the order of the stream; a loss that is not finite is an error that names its segment."""
-    each = torch.stack(losses)
-    if not bool(each.isfinite().all()):
-        t = int((~each.isfinite()).nonzero()[0])
-        raise TrainingError(
-            f"the loss of segment {t} of {len(losses)} is {each[t].item()}; the gradients of this window are not usable:"
-            " call zero_grad(), and lower the learning rate or clip the gradients"
-        )
-    return each.sum()
-
-
-def _compare(t: int, replayed: State, kept: State) -> None:
-    """The replay must arrive where the first pass arrived, up to the rounding of another kernel."""
-    for name, new, old in zip(leaf_names(kept), tensors(replayed), tensors(kept), strict=True):
-        delta = float((new.detach().double() - old.double()).abs().max()) if old.numel() else 0.0
-        exact = not _differentiable(old)
-        allowed = 0.0 if exact else torch.finfo(old.dtype).eps ** 0.5 * max(1.0, float(old.abs().max()) if old.numel() else 1.0)
-        if not delta <= allowed:
-            raise TrainingError(
-                f"segment {t} was replayed to another state than in the first pass: leaf {name!r} differs by max |delta| = {delta:.3g}"
-                f" (allowed {allowed:.3g}); the cell draws random numbers for its loss before those of its state, keeps state outside of"
-                " its state, or runs kernels that are not deterministic"
-            )
-
-
-class Finite:
-    """Looks at every state of the first pass and asks the device once."""
-
-    def __init__(self, state: State) -> None:
-        # A leaf that starts at -inf is a logarithm of nothing (the maximum of an online softmax), and may stay there.
-        self.log = [_own(s).isneginf().any() if _differentiable(s) else None for s in tensors(state)]
-        self.flags: dict[int, Tensor] = {}
-
-    def note(self, t: int, state: State, *losses: Tensor) -> None:
-        if t in self.flags:
-            return
-        leaves = [(_own(s), log) for s, log in zip(tensors(state), self.log, strict=True) if log is not None]
-        flags = [(s.isfinite() | s.isneginf() & log).all() for s, log in leaves]
-        flags += [loss.detach().isfinite().all() for loss in losses]
-        if flags:
-            self.flags[t] = torch.stack([f.to(flags[-1].device) for f in flags]).all()
-
-    def check(self, total: int) -> None:
-        flags = torch.stack(list(self.flags.values())) if self.flags else torch.ones(1, dtype=torch.bool)
-        if not bool(flags.all()):
-            t = list(self.flags)[int((~flags).nonzero()[0])]
-            raise TrainingError(
-                f"segment {t} of {total} left a state or a loss that is not finite; no gradient was touched. Skip this window, start"
-                " from a fresh state, or lower the learning rate"
-            )
-
-
-def _own(t: Tensor) -> Tensor:
-    """What an expanded tensor stores."""
-    return t[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in t.stride())]

@@ -17,7 +17,7 @@ from memseq.contract import Memory
 from memseq.errors import ConfigError
 from memseq.state import State
 
-__all__ = ["ddp_sync", "entries", "fsdp2_sync", "sync_of"]
+__all__ = ["Sync", "ddp_sync", "entries", "fsdp2_sync", "sync_of"]
 
 Sync = Callable[[bool], AbstractContextManager[Any]]
 
@@ -68,7 +68,8 @@ def fsdp2_sync(module: nn.Module) -> Sync:
     for m in sharded:
         m.set_reshard_after_forward(False, recurse=False)
         for name in ("loss", "advance", "step", "init_state"):  # entries besides `forward` must gather weights as well
-            if (isinstance(m, Memory) or m is module) and callable(getattr(m, name, None)):
+            mine = (isinstance(m, Memory) or m is module) and callable(getattr(m, name, None))
+            if mine and name not in vars(m):  # once is enough
                 register_fsdp_forward_method(m, name)
 
     @contextmanager
