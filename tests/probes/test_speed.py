@@ -17,8 +17,8 @@ def test_a_bounded_memory_holds_the_same_and_a_cache_holds_more():
     few, many = stream_costs(gru, lengths=(256, 32), steps=2, piece=50)
     assert (few.length, many.length) == (32, 256)
     assert few.state_bytes == many.state_bytes
-    few, many = stream_costs(cache, lengths=(32, 256), steps=2, piece=50)
-    assert many.state_bytes >= 256 * 2 * 8 * 4  # a key and a value of 8 float32 each, for every token
+    few, many = stream_costs(cache, lengths=(128, 1024), steps=2, piece=50)
+    assert many.state_bytes >= 1024 * 2 * 8 * 4  # a key and a value of 8 float32 each, for every token
     assert many.state_bytes > 4 * few.state_bytes
 
 
