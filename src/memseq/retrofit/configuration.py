@@ -1,0 +1,60 @@
+"""The config of our models as transformers sees it: `model` holds the typed config, the rest follows from it."""
+
+from typing import Any
+
+from memseq.errors import ConfigError, MissingExtraError
+from memseq.systems import from_dict, to_dict
+
+try:
+    from transformers.configuration_utils import PreTrainedConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+except ModuleNotFoundError:
+    raise MissingExtraError("transformers", extra="hf") from None
+
+__all__ = ["MemseqConfig"]
+
+
+class MemseqConfig(PreTrainedConfig):
+    """`MemseqConfig.of(config)` wraps a config of ours; `config.json` of a saved model is one of these.
+
+    Raises `ConfigError` where `model` holds an unknown type or key.
+    """
+
+    model_type = "memseq"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    model: dict[str, Any] | None = None  # as `memseq.systems.to_dict` writes it
+    extra: dict[str, Any] | None = None  # what was saved beside the model, such as how it was trained
+    vocab_size: int | None = None
+    hidden_size: int | None = None
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.model is not None:  # transformers makes an empty config too, to see what differs from it
+            ours = from_dict(self.model)
+            if getattr(ours, "vocab_size", None) is None:
+                raise ConfigError(
+                    f"{self.model['type']!r} is a memory, not a language model; wrap it in a StackConfig(vocab_size=..., layers=...)"
+                )
+            self.vocab_size, self.hidden_size = ours.vocab_size, ours.d_model
+            # the model's class enters its own table when its module is loaded: before anyone can look it up with this config
+            import memseq.retrofit.huggingface  # noqa: F401
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def of(cls, config: Any, **settings: Any) -> "MemseqConfig":
+        """Wrap a config of ours, such as a `MemformerLMConfig`; `settings` are those of transformers, such as `pad_token_id`."""
+        return cls(model=to_dict(config), **settings)
+
+    def build(self) -> Any:
+        """The language model, newly initialised."""
+        if self.model is None:
+            raise ConfigError("this MemseqConfig is empty; make one with MemseqConfig.of(config)")
+        return from_dict(self.model).build()
+
+
+CONFIG_MAPPING.register(MemseqConfig.model_type, MemseqConfig, exist_ok=True)
