@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from memseq.ops.attention import attend
+
 __all__ = ["NOTHING", "biased_normalise", "close_slots", "gather_tokens", "read_slots", "split_heads", "write_slots"]
 
 NOTHING = -1e30  # the running maximum before any token: finite, and far below every logit
@@ -107,7 +109,7 @@ def read_slots(
     if L >= slots.shape[1]:
         mask = None if seen is None else seen[:, None, None]
         k, v = (split_heads(slots @ w.T, H) for w in (key_weight, value_weight))
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        return attend(q, k, v, mask=mask).transpose(1, 2).flatten(2)
     lifted = q.transpose(1, 2)[..., None, :] @ key_weight.view(H, K, -1)  # [B, L, H, 1, D]
     logits = lifted.squeeze(-2).flatten(1, 2) @ slots.mT / math.sqrt(K)  # [B, L H, N]
     if seen is not None:
