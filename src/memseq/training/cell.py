@@ -6,7 +6,7 @@
 Both must draw the random numbers of the state's path first and in the same order, since `advance` leaves out the rest.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from memseq.training.lanes import Segment
 __all__ = ["Cell", "StreamCell"]
 
 
+@runtime_checkable
 class Cell(Protocol):
     """Reads segments of any kind; a state is a pytree of tensors."""
 

@@ -20,7 +20,7 @@ The state that is due is held beside the kept ones, and one copy of each random 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from math import comb, isqrt
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from memseq.training.surroundings import Surroundings
 __all__ = ["KeepAll", "Offload", "Revolve", "Schedule", "Sqrt", "revolve_steps", "rewind"]
 
 
+@runtime_checkable
 class Shelf(Protocol):
     """Where kept states lie."""
 
@@ -40,6 +41,7 @@ class Shelf(Protocol):
     def get(self, ticket: Any) -> State: ...
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """A choice of the states to keep."""
 

@@ -30,7 +30,7 @@ class BufferCopy:
 @dataclass(frozen=True)
 class Saved:
     generators: tuple[Any, ...]
-    buffers: tuple[BufferCopy | None, ...]
+    modules: tuple[dict[str, BufferCopy], ...]  # for every module with buffers
 
 
 class Surroundings:
@@ -39,16 +39,16 @@ class Surroundings:
     def __init__(self, cell: Any, state: State) -> None:
         module = cell if isinstance(cell, nn.Module) else nn.Module()
         self.devices = sorted({t.device for t in (*module.parameters(), *tensors(state)) if t.device.type not in ("cpu", "meta")}, key=str)
-        self.places = [(owner, prefix, name) for prefix, owner in module.named_modules() for name in owner._buffers]
+        self.owners = [(prefix, owner) for prefix, owner in module.named_modules() if owner._buffers]
         self.changed: set[str] = set()
         self.last: Saved | None = None
 
     def save(self) -> Saved:
         """A copy of everything as it is now."""
-        last = self.last or Saved((None,) * (3 + len(self.devices)), (None,) * len(self.places))
+        last = self.last or Saved((None,) * (3 + len(self.devices)), ({},) * len(self.owners))
         generators = tuple(old if _same(old, new) else new for old, new in zip(last.generators, self._generators(), strict=True))
-        buffers = tuple(self._copy(place, old) for place, old in zip(self.places, last.buffers, strict=True))
-        self.last = Saved(generators, buffers)
+        modules = tuple(self._copy(prefix, owner, old) for (prefix, owner), old in zip(self.owners, last.modules, strict=True))
+        self.last = Saved(generators, modules)
         return self.last
 
     def restore(self, saved: Saved) -> None:
@@ -60,15 +60,15 @@ class Surroundings:
             sys.modules["numpy"].random.set_state(arrays)
         for device, generator in zip(self.devices, devices, strict=True):
             torch.get_device_module(device).set_rng_state(generator, device)
-        for (owner, prefix, name), held in zip(self.places, saved.buffers, strict=True):
-            if held is None or _untouched(owner._buffers[name], held):
+        for (prefix, owner), held in zip(self.owners, saved.modules, strict=True):
+            if _untouched(owner, held):
                 continue
-            self.changed.add(f"{prefix}.{name}".lstrip("."))
-            if held.tensor._version != held.version:
+            self._changed(prefix, owner)
+            for name, buffer in held.items():
                 with torch.no_grad():
-                    held.tensor.copy_(held.copy)
-                held.version = held.tensor._version
-            owner._buffers[name] = held.tensor
+                    buffer.tensor.copy_(buffer.copy)
+                buffer.version = buffer.tensor._version
+                owner._buffers[name] = buffer.tensor
         self.last = saved
 
     def warn(self) -> None:
@@ -85,20 +85,22 @@ class Surroundings:
         arrays = numpy.random.get_state() if numpy else None
         return (torch.get_rng_state(), random.getstate(), arrays, *(torch.get_device_module(d).get_rng_state(d) for d in self.devices))
 
-    def _copy(self, place: tuple[nn.Module, str, str], old: BufferCopy | None) -> BufferCopy | None:
-        owner, prefix, name = place
-        buffer = owner._buffers[name]
-        if buffer is None:
-            return None
-        if old is not None:
-            if _untouched(buffer, old):
-                return old
-            self.changed.add(f"{prefix}.{name}".lstrip("."))
-        return BufferCopy(buffer, buffer._version, buffer.detach().clone())
+    def _copy(self, prefix: str, owner: nn.Module, old: dict[str, BufferCopy]) -> dict[str, BufferCopy]:
+        if old and _untouched(owner, old):
+            return old
+        if old:
+            self._changed(prefix, owner)
+        buffers = ((name, b) for name, b in owner._buffers.items() if b is not None)
+        return {name: BufferCopy(b, b._version, b.detach().clone()) for name, b in buffers}
+
+    def _changed(self, prefix: str, owner: nn.Module) -> None:
+        self.changed |= {f"{prefix}.{name}".lstrip(".") for name, b in owner._buffers.items() if b is not None}
 
 
-def _untouched(buffer: Tensor | None, held: BufferCopy) -> bool:
-    return buffer is held.tensor and buffer._version == held.version
+def _untouched(owner: nn.Module, held: dict[str, BufferCopy]) -> bool:
+    """Whether no buffer of a module was written to. All are asked together: the kernel of a batch norm writes its running
+    statistics without marking them, but the counter beside them is marked."""
+    return all(owner._buffers[name] is b.tensor and b.tensor._version == b.version for name, b in held.items())
 
 
 def _same(old: Any, new: Any) -> bool:

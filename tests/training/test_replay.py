@@ -1,0 +1,512 @@
+"""Memory replay gives the gradients of full back-propagation through time, under every condition that could break it."""
+
+# ruff: noqa: NPY002  (NumPy's global generator is one of those a replay must put back)
+import random
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from memseq.contract import empty
+from memseq.errors import InputError, StateError, TrainingError
+from memseq.state import detach, map_state, state_bytes, tensors
+from memseq.training.cell import StreamCell
+from memseq.training.lanes import Segment
+from memseq.training.live_bytes import LiveBytes
+from memseq.training.replay import checkpointed_loss, replay_backward
+from memseq.training.schedules import KeepAll, Offload, Revolve, Schedule, Sqrt
+
+B, L, D, N = 3, 4, 6, 5
+SCHEDULES = [KeepAll(), Sqrt(), Revolve(slots=1), Revolve(slots=3), Offload(), Offload(inner=Sqrt())]
+
+
+class GRUCell(nn.Module):
+    """A GRU over the segment's tokens, and a linear head."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        self.start = nn.Parameter(torch.randn(D, dtype=dtype))  # a learned initial state
+        self.cell, self.head = nn.GRUCell(D, D, dtype=dtype), nn.Linear(D, D, dtype=dtype)
+
+    def init_state(self) -> tuple[Tensor]:
+        return (self.start.tanh().expand(B, D),)
+
+    def read(self, x: Tensor, state: tuple[Tensor]) -> tuple[Tensor, tuple[Tensor]]:
+        h, hs = state[0], []
+        for x_t in x.unbind(1):
+            h = self.cell(x_t, h)
+            hs.append(h)
+        return torch.stack(hs, dim=1), (h,)
+
+    def loss(self, x: Tensor, state: tuple[Tensor]) -> tuple[Tensor, tuple[Tensor]]:
+        hs, state = self.read(x, state)
+        return self.head(hs[:, :-1]).sub(x[:, 1:]).square().sum(), state
+
+    def advance(self, x: Tensor, state: tuple[Tensor]) -> tuple[Tensor]:
+        return self.read(x, state)[1]
+
+
+class Slots(NamedTuple):
+    slots: Tensor
+    cache: Tensor  # what the last segment looked like, without a gradient
+    buffer: Tensor  # never filled at a border: an expanded zero
+    count: Tensor  # integers, on the host
+    seen: Tensor  # booleans
+
+
+class SlotsCell(nn.Module):
+    """Slots that attend to the segment, with every kind of randomness a cell may use and every kind of leaf."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Parameter(torch.randn(N, D, dtype=torch.float64))
+        self.key, self.head = nn.Linear(D, D, dtype=torch.float64), nn.Linear(D, D, dtype=torch.float64)
+
+    def init_state(self) -> Slots:
+        slots = self.start.expand(B, N, D)
+        zeros = torch.zeros(B, L, D, dtype=torch.float64)
+        return Slots(slots, zeros, empty(zeros, B, 7, D), torch.zeros(B, dtype=torch.int64), torch.zeros(B, dtype=torch.bool))
+
+    def read(self, x: Tensor, state: Slots) -> tuple[Tensor, Slots]:
+        x = x + 0.1 * state.cache + random.random() + np.random.rand() + 0.01 * state.count[:, None, None]
+        x = F.dropout(x, 0.3)
+        slots = F.dropout(F.scaled_dot_product_attention(state.slots, self.key(x), x), 0.1) + 0.5 * state.slots
+        y = F.scaled_dot_product_attention(x, slots, slots)
+        return y, Slots(slots, x.detach().clone(), empty(x, B, 7, D), state.count + x.shape[1], ~state.seen)
+
+    def loss(self, x: Tensor, state: Slots) -> tuple[Tensor, Slots]:
+        y, state = self.read(x, state)
+        return self.head(y).square().sum(), state
+
+    def advance(self, x: Tensor, state: Slots) -> Slots:
+        return self.read(x, state)[1]
+
+
+CELLS = [GRUCell, SlotsCell]
+
+
+def segments(n: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    return [torch.randn(B, L, D, dtype=dtype) for _ in range(n)]
+
+
+def seed(number: int = 7) -> None:
+    torch.manual_seed(number), random.seed(number), np.random.seed(number)
+
+
+def draws() -> tuple[float, float, float]:
+    return torch.rand(()).item(), random.random(), np.random.rand()
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    found = {name: p.grad for name, p in module.named_parameters()}
+    module.zero_grad()
+    return found
+
+
+def bptt(cell, xs, state, scale=1.0, cotangent=None):
+    """The definition: one graph through every segment."""
+    total = 0.0
+    for x in xs:
+        loss, state = cell.loss(x, state)
+        total = total + loss
+    later = (
+        0.0 if cotangent is None else sum((s * g).sum() for s, g in zip(tensors(state), tensors(cotangent), strict=True) if g is not None)
+    )
+    ((total + later) * scale).backward()
+    return total.detach(), detach(state)
+
+
+def check_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert all(g is not None for g in theirs.values())
+    assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize("make", CELLS)
+def test_replay_equals_full_bptt(make, schedule, n):
+    cell, xs = make(), segments(n)
+    seed()
+    total, end = bptt(cell, xs, cell.init_state())
+    theirs, after = gradients(cell), draws()
+    seed()
+    replayed = replay_backward(cell, xs, cell.init_state(), schedule=schedule, verify=True)
+    assert draws() == after  # the world goes on as after one plain reading
+    check_same(gradients(cell), theirs)
+    assert_close(replayed.loss, total, rtol=1e-12, atol=0)
+    assert all(torch.equal(a, b) for a, b in zip(tensors(replayed.state), tensors(end), strict=True))
+    assert not any(t.requires_grad for t in tensors(replayed.state))
+
+
+@pytest.mark.parametrize("make", CELLS)
+def test_a_chain_of_checkpoints_equals_full_bptt(make):
+    cell, xs = make(), segments(5)
+    seed()
+    total, end = bptt(cell, xs, cell.init_state())
+    theirs, after = gradients(cell), draws()
+    seed()
+    loss, state = checkpointed_loss(cell, xs, cell.init_state())
+    assert draws() == after
+    seed(1)
+    elsewhere = draws()
+    seed(1)
+    loss.backward()
+    assert draws() == elsewhere  # the recomputation in backward leaves no trace either
+    check_same(gradients(cell), theirs)
+    assert_close(loss.detach(), total)
+    assert all(torch.equal(a, b) for a, b in zip(tensors(detach(state)), tensors(end), strict=True))
+
+
+def test_where_a_segment_uses_a_weight_once_the_gradients_are_equal_bit_for_bit():
+    """Replay adds the segments' gradients in the order in which autograd does."""
+    cell, xs = GRUCell(torch.float32), [x[:, :2] for x in segments(6, torch.float32)]
+    cell.read = lambda x, state: (x + state[0][:, None], (cell.cell(x.mean(1), state[0]),))
+    bptt(cell, xs, cell.init_state())
+    theirs = gradients(cell)
+    replay_backward(cell, xs, cell.init_state())
+    ours = gradients(cell)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_gradients_are_added_to_those_that_are_there():
+    cell, xs = GRUCell(), segments(3)
+    bptt(cell, xs, cell.init_state())
+    once = gradients(cell)
+    for _ in range(2):
+        replay_backward(cell, xs, cell.init_state())
+    check_same(gradients(cell), {name: 2 * g for name, g in once.items()})
+
+
+def test_the_input_and_a_given_state_get_their_gradients_and_cotangents_enter():
+    cell = GRUCell()
+    cotangent = (torch.randn(B, D, dtype=torch.float64),)
+
+    def run(reader):
+        seed()
+        xs = [x.requires_grad_() for x in segments(4)]
+        state = (torch.randn(B, D, dtype=torch.float64, requires_grad=True),)
+        reader(cell, xs, state, scale=3.0, cotangent=cotangent)
+        return [x.grad for x in xs], state[0].grad, [g for name, g in gradients(cell).items() if name != "start"]
+
+    assert_close(run(replay_backward), run(bptt), rtol=1e-9, atol=1e-12)
+
+
+def test_windows_carry_the_state_and_cut_the_gradient():
+    """Two windows of two = one reading of four whose state is detached in the middle, with a step of the optimiser between."""
+    xs = segments(4)
+
+    def run(reader):
+        seed(3)
+        cell = GRUCell()
+        optimiser = torch.optim.SGD(cell.parameters(), lr=1e-3)
+        state = cell.init_state()
+        for window in (xs[:2], xs[2:]):
+            loss, state = reader(cell, window, state)
+            optimiser.step()
+            optimiser.zero_grad()
+        return list(cell.parameters()), loss, state
+
+    assert_close(run(replay_backward), run(bptt), rtol=1e-12, atol=1e-14)
+
+
+def test_any_sequence_that_can_be_read_again_will_do():
+    class Computed:
+        def __len__(self) -> int:
+            return 5
+
+        def __getitem__(self, t: int) -> Tensor:
+            return torch.randn(B, L, D, dtype=torch.float64, generator=torch.Generator().manual_seed(t))
+
+    cell, xs = GRUCell(), Computed()
+    bptt(cell, [xs[t] for t in range(5)], cell.init_state())
+    theirs = gradients(cell)
+    replay_backward(cell, xs, cell.init_state())
+    check_same(gradients(cell), theirs)
+
+
+def test_the_first_pass_advances_and_never_asks_for_a_loss():
+    calls: list[str] = []
+
+    class Counted(GRUCell):
+        def loss(self, x, state):
+            calls.append("loss")
+            assert torch.is_grad_enabled()
+            return super().loss(x, state)
+
+        def advance(self, x, state):
+            calls.append("advance")
+            assert not torch.is_grad_enabled()
+            return super().advance(x, state)
+
+    cell = Counted()
+    replay_backward(cell, segments(6), cell.init_state())
+    assert calls == ["advance"] * 5 + ["loss"] * 6
+
+
+@pytest.mark.parametrize("outer", [True, False], ids=["inside", "outside"])
+def test_bf16_autocast_gives_every_parameter_its_gradient(outer):
+    """A weight that was cast in the first pass, without a graph, must not serve the replay: it would get no gradient."""
+
+    class Wide(GRUCell):
+        def read(self, x, state):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                hs, (h,) = super().read(x, state)
+            return hs.float(), (h.float(),)
+
+        def loss(self, x, state):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return super().loss(x, state)
+
+    cell, xs = (GRUCell if outer else Wide)(torch.float32), segments(4, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outer):
+        losses, state = [], cell.init_state()
+        for x in xs:
+            loss, state = cell.loss(x, state)
+            losses.append(loss)
+    sum(losses).backward()
+    theirs = gradients(cell)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outer):
+        cell.advance(xs[0], detach(cell.init_state()))  # the region's cache is warm, and its casts have no graph
+        replay_backward(cell, xs, cell.init_state())
+    ours = gradients(cell)
+    for name, g in theirs.items():
+        assert ours[name] is not None, name
+        assert (ours[name] - g).norm() <= 1e-2 * g.norm(), name
+
+
+def test_products_of_float32_states_stay_float32_in_a_backward_inside_autocast():
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(D, D) / D**0.5)
+
+        def loss(self, x, state):
+            with torch.autocast("cpu", enabled=False):
+                h = (state[0] @ self.weight + x.mean(1)).tanh()
+            return h.square().sum(), (h,)
+
+        def advance(self, x, state):
+            return self.loss(x, state)[1]
+
+    cell, xs, state = Recurrent(), segments(5, torch.float32), (torch.randn(B, D),)
+    bptt(cell, xs, state)
+    theirs = gradients(cell)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        replay_backward(cell, xs, state)
+    assert torch.equal(gradients(cell)["weight"], theirs["weight"])
+
+
+def test_a_gradient_scaler_unscales_to_the_same_gradients():
+    cell, xs = GRUCell(torch.float32), segments(4, torch.float32)
+    replay_backward(cell, xs, cell.init_state())
+    theirs = {name: g.clone() for name, g in gradients(cell).items()}
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14)
+    optimiser = torch.optim.SGD(cell.parameters(), lr=0.0)
+    scaler.scale(torch.zeros(()))  # the scaler makes its scale on first use
+    replayed = replay_backward(cell, xs, cell.init_state(), scale=scaler.get_scale())
+    scaler.unscale_(optimiser)
+    assert_close(gradients(cell), theirs, rtol=1e-6, atol=1e-6)  # a power of two: exact but for sums below float32's smallest
+    assert replayed.loss < 1e4  # reported without the scale
+
+
+def test_a_stream_cell_resets_rows_inside_the_graph():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.embedding = GRUCell(), nn.Embedding(11, D, dtype=torch.float64)
+
+        def init_state(self, batch_size):
+            return (self.inner.start.tanh().expand(batch_size, D),)
+
+        def loss(self, tokens, targets, state):
+            hs, state = self.inner.read(self.embedding(tokens), state)
+            return F.cross_entropy(self.inner.head(hs).flatten(0, 1), targets.flatten() % D, reduction="sum"), targets.numel(), state
+
+        def advance(self, tokens, state):
+            return self.inner.read(self.embedding(tokens), state)[1]
+
+    cell = StreamCell(Model())
+    resets = [[True] * B, [False] * B, [True, False, False], [False] * B, [False, True, True]]
+    window = [Segment(torch.randint(11, (B, L)), torch.randint(11, (B, L)), torch.tensor(r)) for r in resets]
+    stale = (torch.full((B, D), 1e6, dtype=torch.float64),)
+    bptt(cell, window, stale)
+    theirs = gradients(cell)
+    replay_backward(cell, window, stale, verify=True)
+    check_same(gradients(cell), theirs)
+    assert theirs["model.inner.start"].abs().sum() > 0
+
+
+# Guards: what would be wrong without a word is an error, or is put right.
+
+
+def test_a_state_written_in_place_is_named():
+    class Writes(GRUCell):
+        def advance(self, x, state):
+            new = super().advance(x, state)
+            state[0].add_(1.0)
+            return new
+
+    cell = Writes()
+    with pytest.raises(StateError, match=r"leaf '0' was written in place .* clone"):
+        replay_backward(cell, segments(3), map_state(torch.clone, detach(cell.init_state())))
+
+
+def test_a_state_that_is_not_finite_stops_before_any_gradient():
+    class Overflows(GRUCell):
+        def advance(self, x, state):
+            return tuple(s / (0.0 if (x == 9).all() else 1.0) for s in super().advance(x, state))
+
+    cell, xs = Overflows(), segments(6)
+    xs[2] = torch.full_like(xs[2], 9.0)
+    with pytest.raises(TrainingError, match="segment 2 of 6 left a state or a loss that is not finite; no gradient was touched"):
+        replay_backward(cell, xs, cell.init_state())
+    assert all(p.grad is None for p in cell.parameters())
+
+
+def test_a_loss_that_is_not_finite_names_its_segment():
+    class Nan(GRUCell):
+        def loss(self, x, state):
+            loss, state = super().loss(x, state)
+            return loss * (float("nan") if (x == 9).all() else 1.0), state
+
+    for t in (1, 3):
+        cell, xs = Nan(), segments(4)
+        xs[t] = torch.full_like(xs[t], 9.0)
+        with pytest.raises(TrainingError, match=f"segment {t} of 4"):
+            replay_backward(cell, xs, cell.init_state())
+
+
+def test_the_logarithm_of_nothing_is_a_fine_state():
+    class Peak(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(D, dtype=torch.float64))
+
+        def loss(self, x, state):
+            peak = torch.logaddexp(state[0], (x * self.weight).sum(1)) if (x > 0).any() else state[0]
+            return peak.exp().sum(), (peak,)
+
+        def advance(self, x, state):
+            return self.loss(x, state)[1]
+
+    cell, xs = Peak(), [torch.zeros(B, L, D, dtype=torch.float64), *segments(2)]
+    state = (torch.full((B, D), -torch.inf, dtype=torch.float64),)
+    bptt(cell, xs, state)
+    theirs = gradients(cell)
+    replay_backward(cell, xs, state)
+    check_same(gradients(cell), theirs)
+
+
+def test_verify_finds_a_replay_that_arrives_elsewhere():
+    class Forgetful(GRUCell):
+        def loss(self, x, state):
+            torch.rand(())  # the loss draws before the state does: `advance` cannot know
+            return super().loss(x + 0.1 * torch.rand(()), state)
+
+        def advance(self, x, state):
+            return super().advance(x + 0.1 * torch.rand(()), state)
+
+    cell = Forgetful()
+    with pytest.raises(TrainingError, match=r"segment 1 was replayed to another state .* leaf '0' differs by max \|delta\| = "):
+        replay_backward(cell, segments(3), cell.init_state(), verify=True)
+
+
+def test_buffers_are_updated_once_and_named():
+    class Normed(GRUCell):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(D, dtype=torch.float64)
+            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+        def read(self, x, state):
+            self.calls = self.calls + 1  # another tensor each time; the batch norm writes in place
+            return super().read(self.norm(x.mT).mT * (1 + self.norm.running_mean.norm()), state)
+
+    cell, xs = Normed(), segments(5)
+    for schedule in SCHEDULES:
+        once, twin = Normed(), Normed()
+        once.load_state_dict(cell.state_dict()), twin.load_state_dict(cell.state_dict())
+        # the definition, where every segment reads the running mean as it was: clone it, since autograd forbids the write
+        total, state = 0.0, once.init_state()
+        for x in xs:
+            read, mean = once.norm.running_mean, once.norm.running_mean.clone()
+            once.norm.running_mean = mean
+            loss, state = once.loss(x, state)
+            once.norm.running_mean = read.copy_(mean)
+            total = total + loss
+        with pytest.warns(UserWarning, match=r"writes to the buffers calls, norm.num_batches_tracked, norm.running_mean, norm.running_var"):
+            replayed = replay_backward(twin, xs, twin.init_state(), schedule=schedule, verify=True)
+        assert_close(replayed.loss, total.detach())
+        assert_close(dict(twin.named_buffers()), dict(once.named_buffers()), rtol=1e-12, atol=1e-14)
+        assert twin.calls == 5
+
+
+def test_what_cannot_begin_says_so():
+    cell = GRUCell()
+    with pytest.raises(InputError, match="at least one segment"):
+        replay_backward(cell, [], cell.init_state())
+    with pytest.raises(InputError, match="at least one segment"):
+        checkpointed_loss(cell, [], cell.init_state())
+    with torch.inference_mode():
+        state = map_state(torch.clone, cell.init_state())
+        with pytest.raises(TrainingError, match="inference_mode"):
+            replay_backward(cell, segments(2), state)
+    with pytest.raises(StateError, match="inference_mode"):
+        replay_backward(cell, segments(2), state)
+    with pytest.raises(StateError, match="the cotangent has 2 leaves and the state 1"):
+        replay_backward(cell, segments(2), cell.init_state(), cotangent=(None, None))
+
+    class Table(GRUCell):
+        def loss(self, x, state):
+            loss, state = super().loss(x, state)
+            return loss.expand(3), state
+
+    with pytest.raises(InputError, match=r"one number, the sum over the segment, got a tensor of shape \[3\]"):
+        replay_backward(Table(), segments(2), cell.init_state())
+
+
+def test_without_a_graph_around_it_and_without_a_loss_to_score():
+    """A window may be replayed under no_grad, and a segment in which nothing is scored still passes gradients back."""
+
+    class LastOnly(GRUCell):
+        def loss(self, x, state):
+            loss, state = super().loss(x, state)
+            return (loss if (x[0, 0, 0] > 0) else torch.zeros_like(loss.detach())), state
+
+    cell, xs = LastOnly(), segments(4)
+    for x, sign in zip(xs, (-1, -1, -1, 1), strict=True):
+        x[0, 0, 0] = sign
+    bptt(cell, xs, cell.init_state())
+    theirs = gradients(cell)
+    state = cell.init_state()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        replay_backward(cell, xs, state)
+    check_same(gradients(cell), theirs)
+
+
+def test_memory_grows_by_one_state_a_segment_or_by_less():
+    """Peak bytes of all tensors alive: activations, kept states and gradients."""
+    cell = GRUCell()
+    state = detach(map_state(torch.clone, cell.init_state()))
+    x, one = torch.randn(B, L, D, dtype=torch.float64), state_bytes(state)
+
+    def peak(n: int, schedule: Schedule) -> int:
+        cell.zero_grad()
+        with LiveBytes() as held:
+            replay_backward(cell, [x] * n, state, schedule=schedule)
+        return held.peak
+
+    start = peak(4, KeepAll())
+    for n in (16, 64, 256):
+        assert (n - 4) * one <= peak(n, KeepAll()) - start <= 1.1 * (n - 4) * one
+    assert peak(64, Sqrt()) - start <= 2 * 64**0.5 * one + 32 * 64  # the losses, a number a segment, are held too
+    assert peak(64, Revolve(slots=4)) - start <= 2 * one + 32 * 64
+    with LiveBytes() as full:
+        bptt(cell, [x] * 16, state)
+    assert full.peak > 4 * peak(16, KeepAll())
