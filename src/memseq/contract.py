@@ -79,7 +79,7 @@ def check_rows(rows: int, device: torch.device, state: State) -> None:
 
 def empty(like: Tensor, *shape: int, fill: float = 0.0, dtype: torch.dtype | None = None) -> Tensor:
     """A buffer that holds nothing yet: one number shown in the full `shape`, so that it costs four bytes until it is used."""
-    return like.new_full((), fill, dtype=dtype).expand(*shape)
+    return like.new_full((), fill, dtype=dtype).expand(*shape) if all(shape) else like.new_empty(shape, dtype=dtype)
 
 
 def __getattr__(name: str) -> Any:

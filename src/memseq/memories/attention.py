@@ -84,27 +84,37 @@ class AttentionMemory(Memory[AttentionState]):
         q, k, v = self.heads(x, places(state.position, x.shape[1], x.device))
         state, o = self._trim(state), []
         while q.shape[2]:
-            n = self._piece(q.shape[2], state)
-            after = self._append(k[:, :, :n], v[:, :, :n], state)
-            o.append(self._read(q[:, :, :n], k[:, :, :n], v[:, :, :n], state))
-            q, k, v, state = q[:, :, n:], k[:, :, n:], v[:, :, n:], after
+            room = self._room(state)
+            n = q.shape[2] if self._at_once(state) else min(room, q.shape[2])
+            if n <= room:
+                filled = self._fill(k[:, :, :n], v[:, :, :n], state)
+                o.append(self._read(q[:, :, :n], filled))
+                state = self._close(filled)
+            else:
+                o.append(self._read_across(q, k, v, state))
+                state = self._extend(k, v, state)
+            q, k, v = q[:, :, n:], k[:, :, n:], v[:, :, n:]
         return self.heads.write(o[0] if len(o) == 1 else torch.cat(o, dim=2)), state
 
     def advance(self, x: Float[Tensor, "B T D"], state: AttentionState) -> AttentionState:
         self.check_input(x, state)
         k, v = self.heads.remember(x, places(state.position, x.shape[1], x.device))
         state = self._trim(state)
+        if self._at_once(state):
+            return self._extend(k, v, state)
         while k.shape[2]:
-            n = self._piece(k.shape[2], state)
-            state = self._append(k[:, :, :n], v[:, :, :n], state)
+            n = min(k.shape[2], self._room(state))
+            state = self._close(self._fill(k[:, :, :n], v[:, :, :n], state))
             k, v = k[:, :, n:], v[:, :, n:]
         return state
 
-    def _piece(self, left: int, state: AttentionState) -> int:
-        """Tokens that can be read at once: all, unless blocks are dropped on the way or rows close theirs at different times."""
-        if self.config.capacity is None and shared(state.position) is not None:
-            return left
-        return min(left, self.config.block_size - int((state.position % self.config.block_size).max()))
+    def _at_once(self, state: AttentionState) -> bool:
+        """Whether any number of tokens can be read at once: no block is dropped on the way, and all rows close theirs together."""
+        return self.config.capacity is None and shared(state.position) is not None
+
+    def _room(self, state: AttentionState) -> int:
+        """Tokens that fit into the open block of every row."""
+        return self.config.block_size - int((state.position % self.config.block_size).max())
 
     def _closed(self, position: Tensor) -> Tensor:
         """Tokens in the closed blocks of each row."""
@@ -119,38 +129,54 @@ class AttentionMemory(Memory[AttentionState]):
         keys, values = (t[:, :longest].clone() for t in (state.closed_keys, state.closed_values))
         return state._replace(closed_keys=keys, closed_values=values)
 
-    def _read(self, q: Tensor, k: Tensor, v: Tensor, state: AttentionState) -> Tensor:
-        """Queries of new tokens over closed blocks, open block and themselves."""
-        closed, opened, n = self._closed(state.position), state.position % self.config.block_size, q.shape[2]
-        c, o = int(closed.max()), int(opened.max())
-        dropout = self.config.dropout if self.training else 0.0
-        if c == o == 0:
-            return attend(q, k, v, causal=True, dropout=dropout)
-        mask = _mask(closed, opened, n, q.device)
-        far = [t[:, :c].transpose(1, 2) for t in (state.closed_keys, state.closed_values)]
-        near = [torch.cat([old[:, :o].transpose(1, 2), t], dim=2) for old, t in ((state.open_keys, k), (state.open_values, v))]
+    def _read(self, q: Tensor, filled: AttentionState) -> Tensor:
+        """Queries of tokens that were just filled in: over the closed blocks and, up to themselves, over the open one."""
+        n, before = q.shape[2], filled.position - q.shape[2]
+        closed, own = self._closed(before), before % self.config.block_size
+        c, o = int(closed.max()), int(own.max()) + n
+        near = [t[:, :o].transpose(1, 2) for t in (filled.open_keys, filled.open_values)]
+        if c == 0 and o == n:
+            return attend(q, *near, causal=True, dropout=self._dropout)
+        if shared(before) is not None:
+            mask = band(n, c + o, None, device=q.device) if n > 1 else None
+        else:
+            in_closed = (torch.arange(c) < closed[:, None])[:, None].expand(-1, n, -1)
+            in_open = torch.arange(o) <= (own[:, None] + torch.arange(n))[..., None]
+            mask = torch.cat([in_closed, in_open], dim=2)[:, None].to(q.device)
         if c == 0:
-            return attend(q, *near, mask=mask, dropout=dropout)
-        if n > 1 or dropout:
+            return attend(q, *near, mask=mask, dropout=self._dropout)
+        far = [t[:, :c].transpose(1, 2) for t in (filled.closed_keys, filled.closed_values)]
+        if n > 1 or self._dropout:
             keys, values = (torch.cat(pair, dim=2) for pair in zip(far, near, strict=True))
-            return attend(q, keys, values, mask=mask, dropout=dropout)
+            return attend(q, keys, values, mask=mask, dropout=self._dropout)
         # one token: do not copy the whole past to read it once
         far_mask, near_mask = (None, None) if mask is None else (mask[..., :c], mask[..., c:])
-        q = q.to(k.dtype)
+        q = q.to(far[0].dtype)
         return merge(*attention_with_lse(q, *far, mask=far_mask), *attention_with_lse(q, *near, mask=near_mask))[0]
 
-    def _append(self, k: Tensor, v: Tensor, state: AttentionState) -> AttentionState:
-        n, block = k.shape[2], self.config.block_size
-        first = block - int((state.position % block).max())
+    def _read_across(self, q: Tensor, k: Tensor, v: Tensor, state: AttentionState) -> Tensor:
+        """Queries of more tokens than the open block has room for, where all rows share their position."""
+        at = int(state.position[0]) % self.config.block_size
+        if len(state.closed_keys[0]) + at == 0:
+            return attend(q, k, v, causal=True, dropout=self._dropout)
+        parts = ((state.closed_keys, state.open_keys, k), (state.closed_values, state.open_values, v))
+        keys, values = (torch.cat([closed, opened[:, :at], new.transpose(1, 2)], dim=1).transpose(1, 2) for closed, opened, new in parts)
+        return attend(q, keys, values, mask=band(q.shape[2], keys.shape[2], None, device=q.device), dropout=self._dropout)
+
+    def _extend(self, k: Tensor, v: Tensor, state: AttentionState) -> AttentionState:
+        """Any number of tokens, where all rows share their position: what fills blocks on its way is closed at once."""
+        n, first = k.shape[2], self._room(state)
         state = self._close(self._fill(k[:, :, :first], v[:, :, :first], state))
-        if n <= first:
-            return state
-        whole = (n - first) // block * block  # blocks that were full when they came, in an unbounded stream
+        whole = max(0, n - first) // self.config.block_size * self.config.block_size
         if whole:
-            closed = (state.closed_keys, state.closed_values)
-            grown = [torch.cat([old, t[:, :, first : first + whole].transpose(1, 2)], dim=1) for old, t in zip(closed, (k, v), strict=True)]
-            state = state._replace(closed_keys=grown[0], closed_values=grown[1], position=state.position + whole)
-        return state if first + whole == n else self._fill(k[:, :, first + whole :], v[:, :, first + whole :], state)
+            closed = ((state.closed_keys, k), (state.closed_values, v))
+            keys, values = (torch.cat([old, new[:, :, first : first + whole].transpose(1, 2)], dim=1) for old, new in closed)
+            state = state._replace(closed_keys=keys, closed_values=values, position=state.position + whole)
+        return self._fill(k[:, :, first + whole :], v[:, :, first + whole :], state) if first + whole < n else state
+
+    @property
+    def _dropout(self) -> float:
+        return self.config.dropout if self.training else 0.0
 
     def _fill(self, k: Tensor, v: Tensor, state: AttentionState) -> AttentionState:
         """New tokens into the open block of every row, where they fit."""
@@ -183,13 +209,3 @@ class AttentionMemory(Memory[AttentionState]):
                 else torch.cat([kept, old.new_zeros(()).expand(len(old), old.shape[1] - after, *old.shape[2:])], dim=1)
             )
         return AttentionState(*closed, fresh.open_keys, fresh.open_values, state.position)
-
-
-def _mask(closed: Tensor, opened: Tensor, n: int, device: torch.device) -> Tensor | None:
-    """What n new tokens see of closed blocks, open block and themselves; None where a single token sees all of it."""
-    c, o = int(closed.max()), int(opened.max())
-    if shared(closed) is not None and shared(opened) is not None:
-        return band(n, c + o + n, None, device=device) if n > 1 else None
-    kept = torch.cat([torch.arange(c) < closed[:, None], torch.arange(o) < opened[:, None]], dim=1).to(device)
-    own = band(n, n, None, device=device)
-    return torch.cat([kept[:, None].expand(-1, n, -1), own.expand(len(kept), n, n)], dim=2)[:, None]

@@ -83,10 +83,11 @@ class SlidingWindowMemory(Memory[SlidingWindowState]):
 
     def _read_one(self, q: Tensor, after: SlidingWindowState) -> Tensor:
         """One token sees exactly what is kept after it: no key is copied but by the shift."""
-        seen = after.position.clamp(max=self.config.window)
-        n = int(seen.max())
-        old = None if shared(seen) is not None else _filled(seen, n, q.device)
-        return attend(q, after.keys[:, :, -n:], after.values[:, :, -n:], mask=old, dropout=self._dropout)
+        W, end = self.config.window, shared(after.position)
+        n = min(W, int(after.position.max()) if end is None else end)
+        mask = _filled(after.position, n, q.device) if end is None and int(after.position.min()) < n else None
+        keys, values = (after.keys, after.values) if n == W else (after.keys[:, :, -n:], after.values[:, :, -n:])
+        return attend(q, keys, values, mask=mask, dropout=self._dropout)
 
     def _read(self, q: Tensor, k: Tensor, v: Tensor, state: SlidingWindowState) -> Tensor:
         T, W = k.shape[2], self.config.window
