@@ -108,7 +108,9 @@ def load_stream(place: str, tokenizer: Tokenizer, *, field: str = "text") -> Tex
         raise DataError("hf: names no data set; write hf:NAME or hf:NAME:split")
     try:
         stream = datasets.load_dataset(os.fspath(name), split=split or "train", streaming=True)
-    except Exception as error:  # the hub, the file system and the parser each raise their own
+    except Exception as error:  # noqa: BLE001 (the hub, the file system and the parser each raise their own)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"the data set {name} (split {split or 'train'}) cannot be opened: {reason}; check its name, or the network") from None
+        raise DataError(
+            f"the data set {name} (split {split or 'train'}) cannot be opened: {reason}; check its name, or the network"
+        ) from None
     return TextStream(stream, tokenizer, field=field, name=name)

@@ -53,7 +53,7 @@ class Source:
         if self.path is None:
             return os.pread(spool.file.fileno(), length, self.base + begin)
         try:
-            with open(self.path, "rb", buffering=0) as file:
+            with Path(self.path).open("rb", buffering=0) as file:
                 return os.pread(file.fileno(), length, begin)
         except OSError as error:
             raise DataError(_unreadable(self.name, error)) from None
@@ -76,7 +76,9 @@ class Spool:
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(f"{name} is not a whole gzip file ({error}); it may be truncated, or not gzip at all") from None
         except OSError as error:
-            raise DataError(f"{name} could not be unpacked to {tempfile.gettempdir()} ({error.strerror}); set TMPDIR to a larger disk") from None
+            raise DataError(
+                f"{name} could not be unpacked to {tempfile.gettempdir()} ({error.strerror}); set TMPDIR to a larger disk"
+            ) from None
         return Source(name=name, path=None, base=base, size=self.file.tell() - base)
 
 
@@ -93,10 +95,10 @@ class Text:
         return len(self.where)
 
     def __repr__(self) -> str:
-        return f"Text({len(self)} documents, {self.bytes} bytes, {self.tokenizer!r})"
+        return f"Text({len(self)} documents, {self.size} bytes, {self.tokenizer!r})"
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """Bytes of text on disk (of a .jsonl, with its JSON)."""
         return int((self.where[:, 2] - self.where[:, 1]).sum())
 
@@ -144,7 +146,7 @@ class Text:
             cuttable = [i for i, (source, begin, end) in enumerate(rows) if self.sources[source].field is None and end - begin >= 4]
             if not cuttable:
                 raise DataError(
-                    f"{len(self)} documents of {self.bytes} bytes are too little text for {count} lanes; use a smaller batch or more text"
+                    f"{len(self)} documents of {self.size} bytes are too little text for {count} lanes; use a smaller batch or more text"
                 )
             longest = max(cuttable, key=lambda i: rows[i][2] - rows[i][1])
             source, begin, end = rows[longest]
@@ -174,7 +176,7 @@ class Text:
             valid.append((source, middle, end))
         kept = [[row for row in rows if row[2] - row[1] >= 2] for rows in (train, valid)]
         if not all(kept):
-            raise DataError(f"{self.bytes} bytes of text are too little to hold a part out; give more text, or name a held-out file")
+            raise DataError(f"{self.size} bytes of text are too little to hold a part out; give more text, or name a held-out file")
         return self._with(np.array(kept[0], dtype=np.int64)), self._with(np.array(kept[1], dtype=np.int64))
 
     def _with(self, where: NDArray[np.int64]) -> "Text":
@@ -200,7 +202,9 @@ class Text:
 
     def _parse(self, source: Source, begin: int, end: int) -> bytes:
         if end - begin > LONGEST_LINE:
-            raise DataError(f"{source.name} holds a line of {end - begin} bytes; a JSON document is parsed whole, so put long ones into plain files")
+            raise DataError(
+                f"{source.name} holds a line of {end - begin} bytes; a JSON document is parsed whole, so put long ones into plain files"
+            )
         return _json_text(source.read(self._spool, begin, end - begin), source.name, begin, source.field or "text")
 
 
@@ -226,7 +230,7 @@ def open_text(places: Sequence[str | os.PathLike[str]], tokenizer: Tokenizer | N
             sources.append(_named(spool.copy("standard input", sys.stdin.buffer)))
         elif name == "stdlib":
             sources += _standard_library()
-        elif os.path.isdir(name):
+        elif Path(name).is_dir():
             sources += _folder(name, spool, field)
         else:
             sources.append(_named(_file(name, spool, field)))
@@ -268,8 +272,8 @@ def _folder(name: str, spool: Spool, field: str) -> list[Source]:
     for directory, folders, files in os.walk(name):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for file in sorted(f for f in files if not f.startswith(".")):
-            path = os.path.join(directory, file)
-            source = _file(path, spool, field) if os.path.isfile(path) else None
+            path = Path(directory) / file
+            source = _file(str(path), spool, field) if path.is_file() else None
             if source is None or source.size < 2 or b"\0" in source.read(spool, 0, SNIFF):
                 left_out += 1
             else:
@@ -280,18 +284,18 @@ def _folder(name: str, spool: Spool, field: str) -> list[Source]:
 
 
 def _file(name: str, spool: Spool, field: str) -> Source:
-    if not os.path.exists(name):
+    if not Path(name).exists():
         raise DataError(f"there is no file or folder {name}; name one that exists, - for standard input, or stdlib")
-    if os.path.exists(name) and not os.path.isfile(name):
+    if not Path(name).is_file():
         raise DataError(f"{name} is neither a file nor a folder; to read a pipe, use - and standard input")
     try:
-        with open(name, "rb") as file:
+        with Path(name).open("rb") as file:
             file.read(1)
         if name.endswith(".gz"):
             with gzip.open(name, "rb") as unpacked:
                 source = spool.copy(name, unpacked)  # ty: ignore[invalid-argument-type]
         else:
-            source = Source(name=name, path=os.path.abspath(name), size=os.path.getsize(name))
+            source = Source(name=name, path=str(Path(name).resolve()), size=Path(name).stat().st_size)
     except OSError as error:
         raise DataError(_unreadable(name, error)) from None
     is_json = name.removesuffix(".gz").endswith(".jsonl")

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ LONGEST_PIECE = 1 << 16  # bytes; text without a single white space is cut here,
 Ids = NDArray[Any]  # one axis of token ids, any integer dtype
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What text passes through on its way to a model; see the module's docstring."""
 
@@ -114,9 +115,15 @@ class Bytes(_Common):
     def _json(self) -> str:
         vocab = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
         level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-        model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None}
+        model: dict[str, Any] = {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+        }
         model |= {"fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": vocab, "merges": []}
-        whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None}
+        whole: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None}
         whole |= {"pre_tokenizer": level, "post_processor": None, "decoder": level, "model": model}
         return json.dumps(whole, ensure_ascii=False, indent=2)
 
@@ -161,7 +168,7 @@ class BPE(_Common):
             raise DataError(f"there is no tokenizer at {file}; give a tokenizer.json, or learn one with --tokenizer train")
         try:
             return cls(tokenizers.Tokenizer.from_file(str(file)))
-        except Exception as error:  # tokenizers raises a bare Exception
+        except Exception as error:  # noqa: BLE001 (the package raises a bare Exception)
             raise DataError(f"{file} is not a tokenizer of the tokenizers package ({error}); give a tokenizer.json") from None
 
     @cached_property
@@ -186,7 +193,8 @@ class BPE(_Common):
         except UnicodeDecodeError as error:
             bad = data[error.start]
             raise DataError(
-                f"the text is not UTF-8: byte 0x{bad:02x} at offset {error.start}; train on bytes (--tokenizer bytes) or convert the text to UTF-8"
+                f"the text is not UTF-8: byte 0x{bad:02x} at offset {error.start};"
+                " train on bytes (--tokenizer bytes) or convert the text to UTF-8"
             ) from None
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 

@@ -15,7 +15,7 @@ chunk. Resuming opens each document there; nothing is read again from its beginn
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ class Segment(NamedTuple):
         return Segment(*(t.to(device, non_blocking=True) for t in self))
 
 
+@runtime_checkable
 class Documents(Protocol):
     """Numbered documents that can be opened anywhere a chunk begins."""
 
@@ -55,6 +56,7 @@ class Documents(Protocol):
         ...
 
 
+@runtime_checkable
 class DocumentStream(Protocol):
     """Documents that come one after another and cannot be counted, such as a streamed data set."""
 
@@ -67,6 +69,7 @@ class DocumentStream(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+@runtime_checkable
 class SegmentSource(Protocol):
     """What a training loop reads: endless segments whose position can be saved as JSON and restored."""
 
