@@ -1,7 +1,9 @@
 """The ways in which the laws read a memory: in pieces, by steps, for long, as a cell of replay, and loudly."""
 
+import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,17 +15,21 @@ from memseq.state import State, leaf_names, tensors
 __all__ = [
     "VERBS",
     "Piece",
+    "Reading",
     "Weighted",
     "gradients",
+    "in_pieces",
     "kept_alive",
     "long_reading",
     "named",
     "read_by_step",
-    "read_pieces",
     "root_mean_square",
     "thousandfold",
     "weighted",
+    "with_dropout",
 ]
+
+Reading = Callable[[Any, Tensor, State], tuple[Tensor, State]]  # memory, x, state -> y, state
 
 VERBS = {
     "forward": lambda memory, x, state: memory(x, state),
@@ -36,12 +42,17 @@ def named(state: State) -> list[tuple[str, Tensor]]:
     return list(zip(leaf_names(state), tensors(state), strict=True))
 
 
-def read_pieces(memory: Any, x: Tensor, state: State, pieces: Sequence[int]) -> tuple[Tensor, State]:
-    ys = []
-    for piece in x.split(list(pieces), dim=1):
-        y, state = memory(piece, state)
-        ys.append(y)
-    return torch.cat(ys, dim=1), state
+def in_pieces(sizes: int | list[int]) -> Reading:
+    """Read in pieces of these sizes."""
+
+    def read(memory: Any, x: Tensor, state: State) -> tuple[Tensor, State]:
+        ys = []
+        for piece in x.split(sizes, dim=1):
+            y, state = memory(piece, state)
+            ys.append(y)
+        return torch.cat(ys, dim=1), state
+
+    return read
 
 
 def read_by_step(memory: Any, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -50,6 +61,16 @@ def read_by_step(memory: Any, x: Tensor, state: State) -> tuple[Tensor, State]:
         y, state = memory.step(token, state)
         ys.append(y)
     return torch.stack(ys, dim=1), state
+
+
+def with_dropout(config: Any, rate: float) -> Any:
+    """The config with every field named `dropout` set to `rate`, at any depth."""
+    if isinstance(config, tuple):
+        return tuple(with_dropout(part, rate) for part in config)
+    if not is_dataclass(config) or isinstance(config, type):
+        return config
+    changed = {f.name: rate if f.name == "dropout" else with_dropout(getattr(config, f.name), rate) for f in fields(config) if f.init}
+    return replace(config, **changed)
 
 
 def weighted(values: Sequence[Tensor]) -> Tensor:
@@ -72,20 +93,20 @@ def root_mean_square(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted)[usual].square().sum().sqrt() / wanted[usual].square().sum().sqrt().clamp_min(1e-12))
 
 
-def long_reading(subject: Subject, tokens: int, piece: int, *, marks: int = 1) -> Iterator[tuple[int, Tensor, State]]:
+def long_reading(subject: Subject, memory: Any, tokens: int, piece: int, *, marks: int = 1) -> Iterator[tuple[int, Tensor, State]]:
     """Read `tokens` tokens in large pieces; yields at the first token, at every piece and at each of `marks` equal parts."""
-    state = subject.single.init_state(1)
+    state = memory.init_state(1)
     stops = sorted({1, *range(piece, tokens, piece), *(tokens * k // marks for k in range(1, marks + 1))})
     for i, (before, seen) in enumerate(itertools.pairwise([0, *stops])):
-        y, state = subject.single(subject.stream(1, seen - before, salt=100 + i, dtype=torch.float32), state)
+        y, state = memory(subject.stream(1, seen - before, salt=100 + i, dtype=torch.float32), state)
         yield seen, y, state
 
 
-def thousandfold(subject: Subject, x: Tensor) -> tuple[Any, Tensor]:
+def thousandfold(memory: Any, x: Tensor) -> tuple[Any, Tensor]:
     """The memory and its input scaled by 1e3; a model's input is what its embedding makes of the tokens."""
-    memory = subject.build(subject.config)
     if x.is_floating_point():
-        x = 1e3 * x
+        return memory, 1e3 * x
+    memory = copy.deepcopy(memory)
     with torch.no_grad():
         for module in memory.modules():
             if isinstance(module, nn.Embedding):
@@ -94,12 +115,15 @@ def thousandfold(subject: Subject, x: Tensor) -> tuple[Any, Tensor]:
 
 
 def kept_alive(state: State) -> list[tuple[str, float]]:
-    """For each leaf: the storage behind it, as a multiple of what the leaves that share it show, less one; zero where it is less."""
+    """For each leaf: the storage behind it, as a multiple of what the leaves that share it show, less one; zero where it is less.
+
+    A leaf without elements may stand on one number, as `contract.empty` makes it.
+    """
     shown: dict[int, int] = {}
     for t in tensors(state):
-        shown[t.untyped_storage().data_ptr()] = shown.get(t.untyped_storage().data_ptr(), 0) + t.numel() * t.element_size()
+        shown[t.untyped_storage().data_ptr()] = shown.get(t.untyped_storage().data_ptr(), 0) + max(1, t.numel()) * t.element_size()
     storages = [(name, t.untyped_storage()) for name, t in named(state)]
-    return [(name, max(0.0, storage.nbytes() / max(1, shown[storage.data_ptr()]) - 1)) for name, storage in storages]
+    return [(name, max(0.0, storage.nbytes() / shown[storage.data_ptr()] - 1)) for name, storage in storages]
 
 
 class Piece(NamedTuple):

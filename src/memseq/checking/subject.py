@@ -99,19 +99,21 @@ class Subject:
     def __init__(self, config: Any, *, tokens: int, seed: int, device: torch.device) -> None:
         self.config, self.seed, self.device = config, seed, device
         self.vocab_size = getattr(config, "vocab_size", None)
+        self.segment = getattr(config, "segment_length", None)  # an encoder's outputs see to the end of theirs
+        self.built = self.build(config, noise=0.0)
         self.single = self.build(config)
         self.double = copy.deepcopy(self.single).double()
         self.border = max((length for length in _lengths(config) if length > 1), default=4)
         self.tokens = max(tokens, 2 * self.border + self.border // 2 + 1)
         self.ages = sorted({0, 3, 8, self.border + 1})  # a new stream, streams inside a segment, and one past a border
 
-    def build(self, config: Any, *, seed: int | None = None) -> Any:
-        """A memory in float32 and eval mode, the same for the same seed, with generic weights: none is zero by design."""
+    def build(self, config: Any, *, noise: float = 0.02, seed: int | None = None) -> Any:
+        """A memory in float32 and eval mode, the same for the same seed; `noise` makes the weights generic, none zero by design."""
         torch.manual_seed(self.seed if seed is None else seed)
         memory = config.build()
         with torch.no_grad():
             for parameter in memory.parameters():
-                parameter.add_(0.02 * torch.randn_like(parameter))
+                parameter.add_(noise * torch.randn_like(parameter))
         return memory.to(self.device).eval()
 
     def state_elsewhere(self) -> State:
@@ -167,7 +169,7 @@ def _lengths(config: Any) -> Iterator[int]:
         own = []
         for field in fields(config):
             value = getattr(config, field.name)
-            if isinstance(value, int) and any(word in field.name for word in ("segment", "window", "chunk", "length", "block")):
+            if isinstance(value, int) and any(word in field.name for word in ("segment", "window", "chunk", "length", "block", "ahead")):
                 own.append(int(value))
             else:
                 yield from _lengths(value)
