@@ -1,7 +1,9 @@
 """Memory replay gives the gradients of full back-propagation through time, under every condition that could break it."""
 
 # ruff: noqa: NPY002  (NumPy's global generator is one of those a replay must put back)
-import random
+import subprocess
+import sys
+import textwrap
 import warnings
 from typing import NamedTuple
 
@@ -73,7 +75,7 @@ class SlotsCell(nn.Module):
         return Slots(slots, zeros, empty(zeros, B, 7, D), torch.zeros(B, dtype=torch.int64), torch.zeros(B, dtype=torch.bool))
 
     def read(self, x: Tensor, state: Slots) -> tuple[Tensor, Slots]:
-        x = x + 0.1 * state.cache + random.random() + np.random.rand() + 0.01 * state.count[:, None, None]
+        x = x + 0.1 * state.cache + np.random.rand() + 0.01 * state.count[:, None, None]
         x = F.dropout(x, 0.3)
         slots = F.dropout(F.scaled_dot_product_attention(state.slots, self.key(x), x), 0.1) + 0.5 * state.slots
         y = F.scaled_dot_product_attention(x, slots, slots)
@@ -95,11 +97,11 @@ def segments(n: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
 
 
 def seed(number: int = 7) -> None:
-    torch.manual_seed(number), random.seed(number), np.random.seed(number)
+    torch.manual_seed(number), np.random.seed(number)
 
 
-def draws() -> tuple[float, float, float]:
-    return torch.rand(()).item(), random.random(), np.random.rand()
+def draws() -> tuple[float, float]:
+    return torch.rand(()).item(), np.random.rand()
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
@@ -171,6 +173,46 @@ def test_where_a_segment_uses_a_weight_once_the_gradients_are_equal_bit_for_bit(
     replay_backward(cell, xs, cell.init_state())
     ours = gradients(cell)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_pythons_own_generator_is_put_back_too():
+    """In a Python of its own: the checks of shapes in this one draw from `random` themselves."""
+    script = """
+        import random, torch
+        from memseq.training.replay import checkpointed_loss, replay_backward
+        from memseq.training.schedules import Revolve
+
+        class Cell:
+            weight = torch.ones(3, dtype=torch.float64, requires_grad=True)
+            def advance(self, x, state):
+                return ((state[0] * self.weight * random.random() + x).tanh(),)
+            def loss(self, x, state):
+                state = self.advance(x, state)
+                return state[0].square().sum(), state
+
+        def read(reader):
+            random.seed(0)
+            reader(Cell(), [0.1, 0.2, 0.3, 0.4], (torch.ones(3, dtype=torch.float64),))
+            grad, Cell.weight.grad = Cell.weight.grad, None
+            return grad, random.random()
+
+        def bptt(cell, xs, state):
+            total = 0.0
+            for x in xs:
+                loss, state = cell.loss(x, state)
+                total = total + loss
+            total.backward()
+
+        def chain(cell, xs, state):
+            checkpointed_loss(cell, xs, state)[0].backward()
+
+        expected, after = read(bptt)
+        for reader in (replay_backward, lambda *window: replay_backward(*window, schedule=Revolve(slots=1)), chain):
+            grad, then = read(reader)
+            torch.testing.assert_close(grad, expected, rtol=1e-12, atol=0)
+            assert then == after, (then, after)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
 
 
 def test_gradients_are_added_to_those_that_are_there():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from memseq.state import State, choose
 from memseq.training.lanes import Segment
 
-__all__ = ["Cell", "StreamCell"]
+__all__ = ["Cell", "Segments", "StreamCell"]
 
 
 @runtime_checkable
@@ -27,6 +27,14 @@ class Cell(Protocol):
     def advance(self, segment: Any, state: State) -> State:
         """The state after the segment."""
         ...
+
+
+@runtime_checkable
+class Segments(Protocol):
+    """A window: a list of segments, or anything that gives the same segment each time it is asked for it."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, t: int, /) -> Any: ...
 
 
 class StreamCell(nn.Module):

@@ -13,18 +13,19 @@ keeps and one segment. `replay_scan` is the same for losses that couple segments
 own checkpoints, which any engine can drive.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from memseq.errors import InputError, StateError
 from memseq.state import State, detach, leaf_names, map_state, tensors
-from memseq.training.cell import Cell
+from memseq.training.cell import Cell, Segments
 from memseq.training.guards import Finite, check_loss, check_start, compare, differentiable, sum_losses
 from memseq.training.schedules import KeepAll, Schedule, rewind
 from memseq.training.surroundings import Surroundings
@@ -42,7 +43,7 @@ class Replayed(NamedTuple):
 
 def replay_backward(
     cell: Cell | nn.Module,
-    segments: Sequence[Any],
+    segments: Segments,
     state: State,
     *,
     scale: float | Tensor = 1.0,
@@ -53,9 +54,9 @@ def replay_backward(
 ) -> Replayed:
     """Add to `.grad` what `(scale * total_loss).backward()` through all segments would, one segment at a time.
 
-    `segments` is read from both ends, so any sequence that gives the same segment twice will do. If `state` has a graph,
-    it gets its gradient too. `cotangent`, a tree like `state`, is d(later losses) / d(final state); `scale` multiplies it
-    as well. `verify` compares every replayed state with the kept one. `sync(is_last)` is entered around the forward and
+    `segments` is read from both ends, so it must give the same segment twice. If `state` has a graph, it gets its gradient
+    too. `cotangent`, a tree like `state` with None for what has none, is d(later losses) / d(final state); `scale`
+    multiplies it as well. `verify` compares every replayed state with the kept one. `sync(is_last)` is entered around the forward and
     backward of each replayed segment; for DistributedDataParallel and FSDP2 modules it is found by itself.
 
     Raises `TrainingError` where a state or a loss is not finite (a state: before any gradient is touched) or a replay
@@ -102,7 +103,7 @@ def replay_backward(
     return Replayed(sum_losses(losses[::-1]), final)
 
 
-def checkpointed_loss(cell: Cell | nn.Module, segments: Iterable[Any], state: State) -> tuple[Float[Tensor, ""], State]:
+def checkpointed_loss(cell: Cell | nn.Module, segments: Segments | Iterable[Any], state: State) -> tuple[Float[Tensor, ""], State]:
     """The window's loss with its graph, and the state after it: a chain of checkpoints, one per segment.
 
     One `.backward()` gives the same gradients as `replay_backward` under any engine that drives a single forward and
@@ -126,7 +127,7 @@ class CheckpointedWindow(nn.Module):
         super().__init__()
         self.cell = cell
 
-    def forward(self, segments: Sequence[Any], state: State) -> tuple[Float[Tensor, ""], State]:
+    def forward(self, segments: Segments, state: State) -> tuple[Float[Tensor, ""], State]:
         return checkpointed_loss(self.cell, segments, state)
 
 
@@ -166,7 +167,7 @@ def _given(cotangent: State | None, state: State, scale: float | Tensor) -> list
     """The cotangents of the final state's leaves, scaled as the losses are."""
     if cotangent is None:
         return [None] * len(tensors(state))
-    given = tensors(cotangent)
+    given = pytree.tree_leaves(cotangent)
     if len(given) != len(tensors(state)):
         raise StateError(f"the cotangent has {len(given)} leaves and the state {len(tensors(state))} ({', '.join(leaf_names(state))})")
     return [g * scale if g is not None and differentiable(g) else None for g in given]

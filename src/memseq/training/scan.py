@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from memseq.errors import InputError, TrainingError
 from memseq.state import State, detach, tensors
+from memseq.training.cell import Segments
 from memseq.training.guards import check_start, differentiable
 from memseq.training.replay import leaves_of, no_autocast
 from memseq.training.schedules import Here, KeepAll, Schedule, rewind
@@ -31,7 +32,7 @@ Step = Callable[[Any, State], tuple[Any, State]]
 
 def replay_scan(
     step: Step,
-    segments: Sequence[Any],
+    segments: Segments,
     state: State,
     *,
     parameters: Iterable[Tensor] | None = None,
@@ -52,7 +53,8 @@ def replay_scan(
             raise InputError("the parameters of a plain function cannot be found; name them with parameters=module.parameters()")
         parameters = module.parameters()
     parameters = [p for p in parameters if p.requires_grad]
-    inputs = [t for t in pytree.tree_leaves((list(segments), state)) if isinstance(t, Tensor)]
+    segments = [segments[t] for t in range(len(segments))]
+    inputs = [t for t in pytree.tree_leaves((segments, state)) if isinstance(t, Tensor)]
     scan = Scan(step, module, segments, state, parameters, schedule)
     outputs = _Function.apply(scan, *inputs, *parameters)
     return pytree.tree_unflatten(list(outputs), scan.tree)
@@ -61,9 +63,7 @@ def replay_scan(
 class Scan:
     """One window, read once forwards and once backwards."""
 
-    def __init__(
-        self, step: Step, module: Any, segments: Sequence[Any], state: State, parameters: list[Tensor], schedule: Schedule
-    ) -> None:
+    def __init__(self, step: Step, module: Any, segments: Segments, state: State, parameters: list[Tensor], schedule: Schedule) -> None:
         self.step, self.parameters = step, parameters
         self.segments = [pytree.tree_map_only(Tensor, Tensor.detach, segment) for segment in segments]
         self.around = Surroundings(module, state)
