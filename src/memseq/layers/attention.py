@@ -22,7 +22,7 @@ __all__ = ["Heads", "check_heads"]
 def check_heads(d_model: int, n_heads: int, dropout: float) -> None:
     """Raise `ConfigError` where the numbers of an attention layer make no sense."""
     if d_model < 1 or n_heads < 1 or d_model % n_heads:
-        near = max(1, n_heads) * max(1, round(d_model / max(1, n_heads)))
+        near = max(1, n_heads) * max(1, -(-d_model // max(1, n_heads)))
         raise ConfigError(
             f"d_model={d_model} cannot be split into n_heads={n_heads} equal heads;"
             f" use a multiple of {max(1, n_heads)}, such as d_model={near}"
