@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from memseq.contract import empty
 from memseq.errors import ConfigError
+from memseq.layers.linear import weight_of
 from memseq.ops.memformer import NOTHING, biased_normalise, close_slots, gather_tokens, read_slots, split_heads
 from memseq.state import choose
 
@@ -84,7 +85,7 @@ class SlotReader(nn.Module):
     ) -> Float[Tensor, "B L D"]:
         """Of each row's slots the first `reach` are read, all where it is None."""
         q = split_heads(self.query(x), self.n_heads)
-        key_weight, value_weight = self.key.weight.to(q.dtype), self.value.weight.to(q.dtype)
+        key_weight, value_weight = weight_of(self.key).to(q.dtype), weight_of(self.value).to(q.dtype)
         return self.out(read_slots(q, slots.to(q.dtype), key_weight, value_weight, reach))
 
 
@@ -137,8 +138,8 @@ class SlotWriter(nn.Module):
     def _gather(self, h: Tensor, state: SlotState) -> tuple[Tensor, Tensor, Tensor]:
         c, dtype = self.config, state.slots.dtype
         B, H, N, K = state.total.shape
-        query = self.query.weight.to(dtype)
-        keys, values = (split_heads(F.linear(h, layer.weight.to(dtype)), H) for layer in (self.key, self.value))
+        query = weight_of(self.query).to(dtype)
+        keys, values = (split_heads(F.linear(h, weight_of(layer).to(dtype)), H) for layer in (self.key, self.value))
         if h.shape[1] >= N:
             q = split_heads(F.linear(state.slots, query), H)
             logits = q @ keys.mT
@@ -149,7 +150,7 @@ class SlotWriter(nn.Module):
 
     def _close(self, state: SlotState) -> Tensor:
         c, dtype = self.config, state.slots.dtype
-        q, k = (split_heads(F.linear(state.slots, layer.weight.to(dtype)), c.n_heads) for layer in (self.query, self.key))
+        q, k = (split_heads(F.linear(state.slots, weight_of(layer).to(dtype)), c.n_heads) for layer in (self.query, self.key))
         own = (q * k).sum(-1) / (math.sqrt(q.shape[-1]) * c.temperature) + c.keep_bias
         slots = close_slots(state.slots, own, state.peak, state.mass, state.total)
         if self.gru is not None:

@@ -1,0 +1,20 @@
+"""The matrix of a linear layer, where a memory multiplies by it in an order of its own."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["weight_of"]
+
+
+def weight_of(layer: nn.Module) -> Float[Tensor, "O I"]:
+    """W of a layer that computes x W^T.
+
+    Fine-tuning methods such as LoRA put a module of their own in a layer's place, whose `weight` is still the old one. What
+    such a module computes is what counts: its matrix is read off from the unit vectors, and gradients pass.
+    """
+    weight = layer.weight
+    if type(layer) is nn.Linear:
+        return weight
+    unit = torch.eye(weight.shape[-1], dtype=weight.dtype if weight.is_floating_point() else torch.float32, device=weight.device)
+    return layer(unit).mT
