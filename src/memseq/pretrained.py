@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +31,24 @@ ARCHITECTURE = "MemseqForCausalLM"
 PREFIX = "model."  # of every weight: the attribute that holds the model in retrofit/huggingface.py
 PAD = "<|pad|>"  # fills up batches of transformers; its id lies past the vocabulary and is never read
 Directory = str | os.PathLike[str]
-M = TypeVar("M", bound=nn.Module)
 
 
-class SavesItself(Protocol):
-    """A tokenizer: ours, or one of transformers."""
+@runtime_checkable
+class Tokenizer(Protocol):
+    """A tokenizer of ours, which writes tokenizer.json into a directory."""
 
     def save(self, directory: Directory) -> Any: ...
 
 
+@runtime_checkable
+class HubTokenizer(Protocol):
+    """A tokenizer of transformers, which does the same under another name."""
+
+    def save_pretrained(self, save_directory: Directory) -> Any: ...
+
+
 def save_pretrained(
-    model: Memory[Any], directory: Directory, tokenizer: SavesItself | None = None, extra: Mapping[str, Any] | None = None
+    model: Memory[Any], directory: Directory, tokenizer: Tokenizer | HubTokenizer | None = None, extra: Mapping[str, Any] | None = None
 ) -> None:
     """Write `model` to `directory`, with `tokenizer` and any JSON values under `extra`; other files there stay.
 
@@ -57,7 +64,7 @@ def save_pretrained(
         beside.mkdir()
         _write(beside / "model.safetensors", _bytes_of(weights_of(model)))
         if tokenizer is not None:
-            tokenizer.save(beside)
+            tokenizer.save_pretrained(beside) if isinstance(tokenizer, HubTokenizer) else tokenizer.save(beside)
             _add_padding(beside / "tokenizer_config.json")
         _write(beside / "config.json", (json.dumps(config, indent=2) + "\n").encode())
         for file in sorted(beside.iterdir(), key=lambda file: file.name == "config.json"):  # the config last: it says that all is there
@@ -117,7 +124,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return kept
 
 
-def _header(model: Memory[Any], tokenizer: SavesItself | None, extra: Mapping[str, Any] | None) -> dict[str, Any]:
+def _header(model: Memory[Any], tokenizer: Tokenizer | HubTokenizer | None, extra: Mapping[str, Any] | None) -> dict[str, Any]:
     config = model.config
     vocab_size = getattr(config, "vocab_size", None)
     weight = next((p for p in model.parameters() if p.is_floating_point()), None)

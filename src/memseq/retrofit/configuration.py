@@ -23,27 +23,32 @@ class MemseqConfig(PreTrainedConfig):
     model_type = "memseq"
     keys_to_ignore_at_inference = ["past_key_values"]
 
-    model: dict[str, Any] | None = None  # as `memseq.systems.to_dict` writes it
-    extra: dict[str, Any] | None = None  # what was saved beside the model, such as how it was trained
-    vocab_size: int | None = None
-    hidden_size: int | None = None
-    tie_word_embeddings: bool = True
-    use_cache: bool = True
-    pad_token_id: int | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.model is not None:  # transformers makes an empty config too, to see what differs from it
-            ours = from_dict(self.model)
+    def __init__(
+        self,
+        model: dict[str, Any] | None = None,
+        extra: dict[str, Any] | None = None,
+        use_cache: bool = True,
+        tie_word_embeddings: bool = True,
+        pad_token_id: int | None = None,
+        bos_token_id: int | None = None,
+        eos_token_id: int | list[int] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.model = model  # as `memseq.systems.to_dict` writes it
+        self.extra = extra  # what was saved beside the model, such as how it was trained
+        self.use_cache = use_cache
+        self.tie_word_embeddings = tie_word_embeddings
+        self.pad_token_id, self.bos_token_id, self.eos_token_id = pad_token_id, bos_token_id, eos_token_id
+        if model is not None:  # transformers makes an empty config too, to see what differs from it
+            ours = from_dict(model)
             if getattr(ours, "vocab_size", None) is None:
                 raise ConfigError(
-                    f"{self.model['type']!r} is a memory, not a language model; wrap it in a StackConfig(vocab_size=..., layers=...)"
+                    f"{model['type']!r} is a memory, not a language model; wrap it in a StackConfig(vocab_size=..., layers=...)"
                 )
-            self.vocab_size, self.hidden_size = ours.vocab_size, ours.d_model
+            settings |= {"vocab_size": ours.vocab_size, "hidden_size": ours.d_model}
             # the model's class enters its own table when its module is loaded: before anyone can look it up with this config
             import memseq.retrofit.huggingface  # noqa: F401
-        super().__post_init__(**kwargs)
+        super().__init__(**settings)
 
     @classmethod
     def of(cls, config: Any, **settings: Any) -> "MemseqConfig":

@@ -80,6 +80,9 @@ class MemseqForCausalLM(PreTrainedModel, GenerationMixin):
                     f" ({len(names)} {what} in all); copy both files together"
                 )
         model._restore_buffers()
+        for p in model.parameters():
+            if p.device.type == "cpu" and p.data_ptr() % 64:  # a view into the file: unaligned, so sums round differently than when saved
+                p.data = p.data.clone()
         return (model, info) if output_loading_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -129,7 +132,7 @@ class MemseqForCausalLM(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: MemseqCache | None = None,
+        past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
