@@ -7,14 +7,11 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from memseq.checking import Effort
-from memseq.contract import check_memory
 from memseq.errors import ConfigError, InputError, StateError
 from memseq.memories.attention import AttentionConfig
 from memseq.state import choose, fork, select, stack, state_bytes, tensors
 
 F64 = torch.float64
-SHORT = Effort(bounded=300, finite=300, finite_unbounded=300, piece=150)
 SMALL = {"d_model": 12, "n_heads": 2}
 
 
@@ -123,13 +120,6 @@ def test_a_stream_can_be_reset_and_forked_among_others():
     assert_close(y[1:], memory(x[1:, 10:], select(state, [1]))[0], rtol=1e-10, atol=1e-12)
     branches, _ = memory(x[:, 10:].repeat_interleave(2, 0), fork(state, 2))
     assert_close(branches[1::2], memory(x[:, 10:], state)[0], rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    "config", [AttentionConfig(**SMALL, block_size=4), AttentionConfig(**SMALL, block_size=3, capacity=9, dropout=0.2)], ids=repr
-)
-def test_it_keeps_the_law(config):
-    check_memory(config, effort=SHORT).raise_if_broken()
 
 
 def test_dropout_falls_on_weights_while_training_only():

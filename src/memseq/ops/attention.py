@@ -103,30 +103,24 @@ def attention_with_lse_definition(q: Queries, k: Keys, v: Keys, *, mask: Tensor 
 
 
 def attention_with_lse(q: Queries, k: Keys, v: Keys, *, mask: Tensor | None = None) -> tuple[Queries, Lse]:
-    """Equal to `attention_with_lse_definition`, without ever holding the T x S weights. A mask is [T, S] or [B, 1 or H, T, S]."""
-    bias = None if mask is None else torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.inf)
-    if q.device.type == "cpu":
-        o, lse = _CpuFlash.apply(q, k, v, bias)
-    elif q.device.type == "cuda" and q.dtype != torch.float64 and q.shape[-1] % 8 == 0:
-        o, lse = _CudaEfficient.apply(q, k, v, bias)
-    else:
+    """Equal to `attention_with_lse_definition`; on a CPU it never holds the T x S weights. A mask is [T, S] or [B, 1 or H, T, S]."""
+    if q.device.type != "cpu":
         return attention_with_lse_definition(q, k, v, mask=mask)
+    bias = None if mask is None else torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.inf)
+    o, lse = _CpuFlash.apply(q, k, v, bias)
     if mask is not None:
         seen = mask.any(-1)
         o, lse = o.masked_fill(~seen[..., None], 0), lse.masked_fill(~seen, NOTHING)
     return o, lse
 
 
-# The kernels behind `scaled_dot_product_attention` hand out the lse but know no gradient of it: with P the weights and
-# dP = dO V^T they compute dS as P (dP - rowsum(dO O)), where P (dP - rowsum(dO O) + dlse) is due. A column of zeros in q,
-# k and v, of ones in O and of -dlse in dO adds just this term.
-
-
-def _widened(tensors: tuple[Tensor, ...], columns: int, fill: float = 0.0) -> tuple[Tensor, ...]:
-    return tuple(F.pad(t, (0, columns), value=fill) for t in tensors)
-
-
 class _CpuFlash(torch.autograd.Function):
+    """The kernel behind `scaled_dot_product_attention`, which hands out the lse but knows no gradient of it.
+
+    With P the weights and dP = dO V^T it computes dS as P (dP - rowsum(dO O)), where P (dP - rowsum(dO O) + dlse) is due.
+    A column of zeros in q, k and v, of ones in O and of -dlse in dO adds just this term.
+    """
+
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         scale = q.shape[-1] ** -0.5
@@ -139,35 +133,10 @@ class _CpuFlash(torch.autograd.Function):
     def backward(ctx: Any, do: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias, o, lse = ctx.saved_tensors
         K = q.shape[-1]
-        wide_q, wide_k, wide_v = _widened((q, k, v), 1)
-        (wide_o,) = _widened((o,), 1, fill=1.0)
+        wide_q, wide_k, wide_v = (F.pad(t, (0, 1)) for t in (q, k, v))
+        wide_o = F.pad(o, (0, 1), value=1.0)
         wide_do = torch.cat([do, -dlse[..., None].to(do.dtype)], dim=-1)
         grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             wide_do, wide_q, wide_k, wide_v, wide_o, lse, 0.0, False, attn_mask=bias, scale=K**-0.5
         )
         return *(g[..., :K] for g in grads), None
-
-
-class _CudaEfficient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        scale, T = q.shape[-1] ** -0.5, q.shape[2]
-        if bias is not None:  # the kernel reads biases in rows of a multiple of 16
-            S = k.shape[2]
-            bias = F.pad(bias, (0, -S % 16))[..., :S].expand(q.shape[0], q.shape[1], T, S)
-        o, lse, seed, offset = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, scale=scale)
-        ctx.save_for_backward(q, k, v, bias, o, lse, seed, offset)
-        return o, lse[..., :T].clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, do: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, bias, o, lse, seed, offset = ctx.saved_tensors
-        K = q.shape[-1]
-        wide_q, wide_k, wide_v = _widened((q, k, v), 8)  # eight columns: the kernel's alignment
-        (wide_o,) = _widened((o,), 8, fill=1.0)
-        wide_do = torch.cat([do, -dlse[..., None].to(do.dtype), do.new_zeros(*do.shape[:-1], 7)], dim=-1)
-        grads = torch.ops.aten._scaled_dot_product_efficient_attention_backward(
-            wide_do, wide_q, wide_k, wide_v, bias, wide_o, lse, seed, offset, 0.0, [True, True, True, False], False, scale=K**-0.5
-        )
-        return *(g[..., :K] for g in grads[:3]), None
