@@ -191,22 +191,26 @@ def read_state(path: str | os.PathLike[str], model: Any) -> tuple[State, dict[st
     if header.get("format") != FORMAT:
         found = header.get("format")
         raise StateError(f"{os.fspath(path)} is a safetensors file but not a state of memseq (format {found!r}, expected {FORMAT!r})")
-    if header["model"] and header["model"] != fingerprint(model):
-        prints = f"fingerprint {header['model']}, this model {fingerprint(model)}"
-        raise StateError(f"{os.fspath(path)} is the state of another model ({prints})")
-    rows = next((t.shape[0] for t in leaves.values()), 1)
+    try:
+        owner, metadata = header["model"], json.loads(header["metadata"])
+    except (KeyError, ValueError) as error:
+        raise StateError(f"{os.fspath(path)} is not a readable state file (its header is damaged: {error!r})") from None
+    if owner and owner != fingerprint(model):
+        raise StateError(f"{os.fspath(path)} is the state of another model (fingerprint {owner}, this model {fingerprint(model)})")
+    rows = next((t.shape[0] for t in leaves.values() if t.ndim), 1)
     like = model.init_state(rows)
     names = leaf_names(like)
     if sorted(names) != sorted(leaves):
         raise StateError(f"{os.fspath(path)} is the state of another model: it holds {sorted(leaves)}, this model keeps {sorted(names)}")
+    grows = 1 if getattr(model, "bounded", True) else 2  # the axis after the streams is as long as the stream was
     for name, t in zip(names, tensors(like), strict=True):
-        fixed = slice(1, None) if getattr(model, "bounded", True) else slice(2, None)
-        if leaves[name].shape[fixed] != t.shape[fixed] or leaves[name].dtype != t.dtype:
+        found = leaves[name]
+        if found.shape[:1] != t.shape[:1] or found.shape[grows:] != t.shape[grows:] or found.dtype != t.dtype:
             raise StateError(
-                f"{os.fspath(path)} is the state of another model: {name} is {leaves[name].dtype} of shape {tuple(leaves[name].shape)},"
+                f"{os.fspath(path)} is the state of another model: {name} is {found.dtype} of shape {tuple(found.shape)},"
                 f" this model keeps {t.dtype} of shape {tuple(t.shape)}"
             )
-    return rebuild(like, [leaves[name].to(t.device) for name, t in zip(names, tensors(like), strict=True)]), json.loads(header["metadata"])
+    return rebuild(like, [leaves[name].to(t.device) for name, t in zip(names, tensors(like), strict=True)]), metadata
 
 
 def fingerprint(model: Any) -> str:

@@ -82,17 +82,21 @@ def gru() -> list[Any]:
 
 
 def bidirectional() -> list[Any]:
-    from memseq.memories.bidirectional import BidirectionalConfig, LookAheadConfig
+    from memseq.memories.bidirectional import BidirectionalConfig
     from memseq.memories.elman import ElmanConfig
     from memseq.memories.sliding_window import SlidingWindowConfig
 
     elman, window = ElmanConfig(d_model=16), SlidingWindowConfig(d_model=16, n_heads=2, window=3)
-    return [
-        BidirectionalConfig(memory=elman),
-        BidirectionalConfig(memory=window, segment_length=4),
-        LookAheadConfig(memory=elman, look_ahead=4),
-        LookAheadConfig(memory=window, look_ahead=2),
-    ]
+    return [BidirectionalConfig(memory=elman), BidirectionalConfig(memory=window, segment_length=4)]
+
+
+def look_ahead() -> list[Any]:
+    from memseq.memories.elman import ElmanConfig
+    from memseq.memories.look_ahead import LookAheadConfig
+    from memseq.memories.sliding_window import SlidingWindowConfig
+
+    elman, window = ElmanConfig(d_model=16), SlidingWindowConfig(d_model=16, n_heads=2, window=3)
+    return [LookAheadConfig(memory=elman, look_ahead=4), LookAheadConfig(memory=window, look_ahead=2)]
 
 
 def memformer() -> list[Any]:
@@ -156,6 +160,7 @@ CONFIGS: dict[str, Callable[[], list[Any]]] = {
         lstm,
         gru,
         bidirectional,
+        look_ahead,
         memformer,
         stack,
         memformer_lm,
