@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 __all__ = ["Bar", "MetricsLog"]
 
@@ -72,7 +72,7 @@ class Bar:
         self._rich: Any = None
         self._task: Any = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Bar":
         if not self.quiet and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
