@@ -57,15 +57,15 @@ def replay_backward(
     `segments` is read from both ends, so it must give the same segment twice. If `state` has a graph, it gets its gradient
     too. `cotangent`, a tree like `state` with None for what has none, is d(later losses) / d(final state); `scale`
     multiplies it as well. `verify` compares every replayed state with the kept one. `sync(is_last)` is entered around the forward and
-    backward of each replayed segment; for DistributedDataParallel and FSDP2 modules it is found by itself.
+    backward of each replayed segment; for DistributedDataParallel and FSDP2 modules it is found by itself (`sync.py`).
 
     Raises `TrainingError` where a state or a loss is not finite (a state: before any gradient is touched) or a replay
     differs, `StateError` where a kept state was written to.
     """
     total = len(segments)
     check_start(state, total)
-    forward, advance = entries(cell)
     sync = sync or sync_of(cell)
+    forward, advance = entries(cell)
     around, finite = Surroundings(cell, state), Finite(state)
 
     def ahead(t: int, s: State) -> State:
@@ -80,7 +80,7 @@ def replay_backward(
     try:
         for t, before in rewind(ahead, detach(state), total, schedule, around):
             start = leaves_of(before) if t else state  # s_0 keeps its graph, so that what made it is reached in the same backward
-            with sync(t == 0), torch.enable_grad():
+            with sync(t == 0) as reached, torch.enable_grad():
                 torch.clear_autocast_cache()  # a weight cast in a pass without a graph must not serve one that needs it
                 loss, end = forward(segments[t], start)
                 check_loss(loss)
@@ -90,7 +90,7 @@ def replay_backward(
                     finite.check(total)
                 elif verify:
                     compare(t, end, following)
-                _backward(loss, end, later, scale)
+                _backward(loss, end, later, scale, reached)
             losses.append(loss.detach())
             later = [s.grad for s in tensors(start)] if t else []
             following = before if verify else None
@@ -173,13 +173,21 @@ def _given(cotangent: State | None, state: State, scale: float | Tensor) -> list
     return [g * scale if g is not None and differentiable(g) else None for g in given]
 
 
-def _backward(loss: Tensor, end: State, later: list[Tensor | None], scale: float | Tensor) -> None:
+def _backward(loss: Tensor, end: State, later: list[Tensor | None], scale: float | Tensor, reached: list[Tensor] | None) -> None:
     """One joint backward from the segment's loss and from every leaf of its end state that later losses depend on.
 
-    Equal to the backward of scale * loss + sum(end * later), without computing that number.
+    Equal to the backward of scale * loss + sum(end * later), without computing that number. Where an engine waits for the
+    segment's gradients, `reached` is not None: the whole end state and all of `reached` take part, if only with zeros.
     """
+    if reached is not None:
+        later = [_zeros(s) if g is None else g for s, g in zip(tensors(end), later, strict=True)]
     roots = [(loss, torch.ones_like(loss) * scale)] if loss.requires_grad else []
     roots += [(s, g) for s, g in zip(tensors(end), later, strict=True) if g is not None and s.requires_grad]
+    roots += [(p, _zeros(p)) for p in reached or ()]
     if roots:
         with no_autocast(loss.device):
             torch.autograd.backward(*zip(*roots, strict=True))
+
+
+def _zeros(t: Tensor) -> Tensor:
+    return t.new_zeros(()).expand_as(t)

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from memseq.contract import Memory
 from memseq.errors import ConfigError
 from memseq.state import State
 
 __all__ = ["Sync", "ddp_sync", "entries", "fsdp2_sync", "sync_of"]
 
+# What it yields for the last segment, if anything, is a list of parameters: its backward then reaches all of them and the
+# whole of its end state, if only with zeros, so that every rank has the same gradients to wait for.
 Sync = Callable[[bool], AbstractContextManager[Any]]
 
 
@@ -44,7 +45,9 @@ def sync_of(cell: Any) -> Sync:
 def ddp_sync(module: DistributedDataParallel) -> Sync:
     """For a cell inside DistributedDataParallel: `no_sync` for all segments but the last to be replayed.
 
-    A parameter that this segment leaves unused is averaged only with `find_unused_parameters=True`.
+    That one must reach every parameter, or those it leaves unused (a writer, where a rank has one segment; an expert that
+    was not chosen) would silently keep their own rank's gradients: they are reached with zeros. With
+    `find_unused_parameters=True` the engine sees to it itself.
     """
     if module.static_graph:
         raise ConfigError("replay cannot run with static_graph=True: a window is many graphs; build DistributedDataParallel without it")
@@ -53,7 +56,8 @@ def ddp_sync(module: DistributedDataParallel) -> Sync:
             f"DistributedDataParallel(device_ids={module.device_ids}) moves a state's host leaves to the device; move the module there"
             " first and build DistributedDataParallel(module) without device_ids"
         )
-    return lambda is_last: nullcontext() if is_last else module.no_sync()
+    parameters = [] if module.find_unused_parameters else [p for p in module.parameters() if p.requires_grad]
+    return lambda is_last: nullcontext(parameters) if is_last else module.no_sync()
 
 
 def fsdp2_sync(module: nn.Module) -> Sync:
@@ -67,17 +71,18 @@ def fsdp2_sync(module: nn.Module) -> Sync:
     sharded = [m for m in module.modules() if isinstance(m, FSDPModule)]
     for m in sharded:
         m.set_reshard_after_forward(False, recurse=False)
+        if hasattr(m, "set_reduce_scatter_unused_params"):  # torch 2.13; before, a rank's unused parameter is an error of torch
+            m.set_reduce_scatter_unused_params(True, recurse=False)
         for name in ("loss", "advance", "step", "init_state"):  # entries besides `forward` must gather weights as well
-            mine = (isinstance(m, Memory) or m is module) and callable(getattr(m, name, None))
-            if mine and name not in vars(m):  # once is enough
+            if callable(getattr(m, name, None)) and name not in vars(m):  # once is enough
                 register_fsdp_forward_method(m, name)
 
     @contextmanager
-    def sync(is_last: bool) -> Iterator[None]:
+    def sync(is_last: bool) -> Iterator[list[Tensor] | None]:
         for m in sharded:
             m.set_requires_gradient_sync(is_last, recurse=False)
             m.set_reshard_after_backward(is_last, recurse=False)
             m.set_is_last_backward(is_last)
-        yield
+        yield [] if is_last else None
 
     return sync
