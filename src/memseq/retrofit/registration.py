@@ -8,11 +8,11 @@ then all of transformers can be imported.
 
 import sys
 import warnings
-from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
 
 __all__ = ["register_with_transformers"]
 
@@ -37,7 +37,7 @@ def _enter() -> None:
 class _AfterTable(MetaPathFinder):
     """Finds the module of the table where Python finds it anyway, and adds one line to its execution."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         spec = PathFinder.find_spec(name, path) if name == TABLE else None
         if spec is None or spec.loader is None:
             return None
