@@ -33,9 +33,9 @@ class ElmanState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ElmanConfig(RecurrentConfig):
-    activation: Literal["tanh", "relu", "sigmoid"] = "tanh"
+    activation: Literal["tanh", "relu", "sigmoid"] = "tanh"  # ReLU has no ceiling: where W_h stretches, h grows without end
     start: Literal["orthogonal", "identity"] = "orthogonal"  # W_h before training: a random rotation, or each unit fed to itself
-    radius: float = 1.0  # W_h before training is multiplied by this: below 1 the past fades, above 1 it may explode
+    radius: float = 1.0  # W_h before training is multiplied by this: below 1 the past fades
 
     def __post_init__(self) -> None:
         super().__post_init__()

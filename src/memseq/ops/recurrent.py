@@ -245,10 +245,11 @@ def _run(kernel: Callable, x: Tensor, carry: Tensor | list[Tensor], weights: lis
     what decides that, not the mode of a module.
     """
     arguments = (x, carry, weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
-    if not x.is_cuda:
+    if not x.is_cuda and len(weights) == 4:
         return kernel(*arguments)
-    with warnings.catch_warnings():  # cuDNN packs the weights at every call, which is small beside T products, and says so
+    with warnings.catch_warnings():  # told about once a process, and meant: weights packed a call, a projection by the plain kernel
         warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
+        warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
         return kernel(*arguments)
 
 
