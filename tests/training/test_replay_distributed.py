@@ -41,13 +41,19 @@ def found(tmp_path_factory) -> list[dict[str, str]]:
     folder = tmp_path_factory.mktemp("ranks")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MEMSEQ_RANKS": str(folder)}
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-    ranks = [subprocess.Popen([sys.executable, __file__], env={**environment, "RANK": str(rank)}) for rank in range(2)]
+    logs = [folder / f"{rank}.log" for rank in range(2)]
+    ranks = []
     try:
-        codes = [rank.wait(timeout=240) for rank in ranks]
+        for rank, log in enumerate(logs):
+            with log.open("w") as file:
+                command = [sys.executable, __file__]
+                ranks.append(subprocess.Popen(command, env={**environment, "RANK": str(rank)}, stdout=file, stderr=subprocess.STDOUT))
+        codes = [rank.wait(timeout=300) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
-    assert codes == [0, 0]
+    if codes != [0, 0]:
+        pytest.fail("\n".join(f"rank {rank} ended with {codes[rank]}:\n{log.read_text()[-2000:]}" for rank, log in enumerate(logs)))
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
