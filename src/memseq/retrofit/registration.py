@@ -13,7 +13,6 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
-from typing import Any
 
 __all__ = ["register_with_transformers"]
 
