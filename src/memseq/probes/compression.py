@@ -75,7 +75,6 @@ def bits_per_byte(
     forget_every: int | None = None,
     streams: int = 8,
     piece: int = 256,
-    max_tokens: int | None = None,
 ) -> Curve:
     """Read `documents` and score every token but the first of each, which nothing precedes.
 
@@ -84,7 +83,6 @@ def bits_per_byte(
     forget_every   clear the memory before every token whose place is a multiple of this; None carries it
     streams        documents read side by side: speed only
     piece          tokens read at once at most: speed only
-    max_tokens     stop after so many scored tokens
     """
     if forget_every is not None and forget_every < 1:
         raise ConfigError(f"forget_every={forget_every} clears nothing; use 1 or more tokens, or None to carry the memory")
@@ -110,8 +108,6 @@ def bits_per_byte(
             count.index_add_(0, bins, torch.ones_like(loss))
             size.index_add_(0, bins, width[targets.flatten()])
             scored += targets.numel()
-            if max_tokens is not None and scored >= max_tokens:
-                break
             lanes.end()
     if not scored:
         raise DataError("there is no document of two tokens or more, so nothing to predict; give more text")

@@ -1,0 +1,7 @@
+"""`python -m memseq` is `memseq`: what `torchrun -m memseq train ...` starts."""
+
+import sys
+
+from memseq.cli import main
+
+sys.exit(main())
