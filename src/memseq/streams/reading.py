@@ -3,7 +3,7 @@
 Nothing here knows more of a model than the law, its `config.vocab_size` and where its weights lie.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any, Protocol, runtime_checkable
@@ -34,7 +34,7 @@ class Tokenizer(Protocol):
 
 
 @contextmanager
-def reading(model: nn.Module) -> Iterator[None]:
+def reading(model: nn.Module) -> Generator[None]:
     """Without gradients and without dropout inside the block; afterwards the modules are in the mode they were in.
 
     `no_grad`, never `inference_mode`: a memory may take gradients of its own while it reads, and a state that was read

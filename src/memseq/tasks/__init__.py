@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from memseq.errors import ConfigError, nearest
 
@@ -33,7 +33,7 @@ def task_class(name: str) -> "type[Task]":
 def make_task(name: str, **settings: Any) -> "Task":
     """A task by its name: `make_task("recall", n_segments=8)`."""
     cls = task_class(name)
-    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(cast("Any", cls))]
     for given in settings:
         if given not in known:
             raise ConfigError(f"the task {name!r} has no setting {given!r}: {nearest(given, known)}")
