@@ -14,7 +14,6 @@ from memseq.state import detach, state_bytes
 SHORT = Effort(bounded=300, finite=1000, finite_unbounded=1000, piece=250)  # the contract proper goes further, for each memory's first form
 
 FORMS = [
-    ElmanConfig(d_model=4, hidden_size=6, initial="learned"),
     ElmanConfig(d_model=4, activation="sigmoid"),
     ElmanConfig(d_model=4, activation="relu", radius=0.5),
 ]

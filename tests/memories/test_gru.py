@@ -11,12 +11,10 @@ from memseq.memories.gru import GRU, AfterReset, BeforeReset, GRUConfig, Zoneout
 
 SHORT = Effort(bounded=300, finite=1000, finite_unbounded=1000, piece=250)  # the contract proper goes further, for each memory's first form
 
-CELLS = [AfterReset(), BeforeReset(), Zoneout(cell=BeforeReset(), rates=(0.2,))]
 
-
-@pytest.mark.parametrize("cell", CELLS, ids=lambda c: type(c).__name__)
-def test_it_is_a_memory(cell):
-    check_memory(GRUConfig(d_model=4, hidden_size=6, cell=cell, initial="learned"), effort=SHORT).raise_if_broken()
+def test_it_is_a_memory():
+    config = GRUConfig(d_model=4, hidden_size=6, cell=Zoneout(cell=BeforeReset(), rates=(0.2,)), initial="learned")
+    check_memory(config, effort=SHORT).raise_if_broken()
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -22,9 +22,8 @@ def as_users_run_it():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-@pytest.mark.parametrize("output", ["identity", "tanh", "sigmoid"])
-def test_it_is_a_memory(output):
-    check_memory(JordanConfig(d_model=4, hidden_size=6, output=output, initial="learned"), effort=SHORT).raise_if_broken()
+def test_it_is_a_memory():
+    check_memory(JordanConfig(d_model=4, hidden_size=6, output="sigmoid", initial="learned"), effort=SHORT).raise_if_broken()
 
 
 def test_a_teacher_who_says_what_it_says_changes_nothing():
