@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from memseq.errors import ConfigError
 from memseq.tasks.text import Text, open_text
 from memseq.tasks.tokenizers import BPE, Bytes, Tokenizer, load_tokenizer
@@ -59,7 +61,9 @@ def train_text(recipe: TextRecipe, out: str | Path, *, resume: bool = False, qui
         else:
             data = training.lanes(learning.with_tokenizer(tokenizer))
         valid = None if aside is None else _scored(aside.with_tokenizer(tokenizer), training)
-        model = config.build().to(device)
+        with torch.random.fork_rng(devices=[]):  # the same weights for the same seed, whatever was drawn before
+            torch.manual_seed(training.seed)
+            model = config.build().to(device)
         if rank() == 0 and command is not None and (resume or Checkpoints(folder=out / "checkpoints").latest() is None):
             out.mkdir(parents=True, exist_ok=True)
             write_json(out / "command.json", command)
