@@ -73,6 +73,9 @@ _ROWS = (
         "an encoder: one memory reads forwards, one backwards",
     ),
     _memory(
+        "look_ahead", "LookAheadConfig", f"zhang2015highway {_REVIEW}", "a bidirectional stream that answers a fixed number of tokens late"
+    ),
+    _memory(
         "transformer_xl", "TransformerXLConfig", "dai2019transformerxl", "attention to a cache of the last inputs, by relative position"
     ),
     _memory(
