@@ -165,7 +165,7 @@ def main() -> None:
     p.add_argument("--sizes", type=numbers, default=[4, 8, 16, 32, 64, 128, 256], metavar="S,S,...", help="windows whose bytes are counted")
     p.add_argument("--bptt-up-to", type=int, default=64, metavar="S", help="the longest window given to full BPTT (default 64)")
     p.add_argument("--timed", type=numbers, default=[2, 8, 32], metavar="S,S,...", help="windows that are timed (default 2,8,32)")
-    p.add_argument("--vocabularies", type=numbers, default=[256, 32768], metavar="V,V", help="sizes of the head (default 256,32768)")
+    p.add_argument("--vocabularies", type=numbers, default=[256, 8192], metavar="V,V", help="sizes of the head (default 256,8192)")
     p.add_argument("--rounds", type=int, default=7, metavar="N", help="turns of each method, after one to warm up (default 7)")
     p.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default 1)")
     p.add_argument("--device", default="cpu", metavar="NAME", help="cpu or cuda (default cpu)")

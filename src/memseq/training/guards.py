@@ -20,9 +20,9 @@ def check_start(state: State, total: int) -> None:
         raise InputError("a window needs at least one segment, got none")
     if torch.is_inference_mode_enabled():
         raise TrainingError("replay cannot run under torch.inference_mode(), whose tensors never have gradients; leave it first")
-    for name, t in zip(leaf_names(state), tensors(state), strict=True):
-        if t.is_inference():
-            raise StateError(f"the state leaf {name!r} was made under torch.inference_mode(); read the stream under torch.no_grad()")
+    if any(t.is_inference() for t in tensors(state)):
+        name = next(name for name, t in zip(leaf_names(state), tensors(state), strict=True) if t.is_inference())
+        raise StateError(f"the state leaf {name!r} was made under torch.inference_mode(); read the stream under torch.no_grad()")
 
 
 def check_loss(loss: Tensor) -> None:

@@ -93,12 +93,12 @@ class Here:
 
     def get(self, ticket: tuple[State, list[int]]) -> State:
         state, versions = ticket
-        for name, t, version in zip(leaf_names(state), tensors(state), versions, strict=True):
-            if t._version != version:
-                raise StateError(
-                    f"the state leaf {name!r} was written in place after it was kept for the replay ({t._version - version} writes);"
-                    " a memory must return new tensors and leave the state it is given as it is: clone the leaf before writing"
-                )
+        if (now := [t._version for t in tensors(state)]) != versions:
+            name, writes = next((n, b - a) for n, a, b in zip(leaf_names(state), versions, now, strict=True) if a != b)
+            raise StateError(
+                f"the state leaf {name!r} was written in place after it was kept for the replay ({writes} writes);"
+                " a memory must return new tensors and leave the state it is given as it is: clone the leaf before writing"
+            )
         return state
 
 
