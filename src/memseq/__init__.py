@@ -40,24 +40,13 @@ _PUBLIC = {
     ),
     "streams": ("Session", "read_ragged"),
     "systems": ("cite", "register"),
-    "training": ("checkpointed_loss", "replay_backward"),
+    "training": ("StreamCell", "checkpointed_loss", "replay_backward"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 _ALIASES = {"load": "load_pretrained", "save": "save_pretrained"}
 _ROOMS = (
-    "contract",
-    "errors",
-    "layers",
-    "memories",
-    "models",
-    "ops",
-    "pretrained",
-    "retrofit",
-    "state",
-    "streams",
-    "systems",
-    "tasks",
-    "training",
+    *("contract", "errors", "pretrained", "state", "systems", "checking", "ops", "layers", "memories", "models", "training", "streams"),
+    *("tasks", "probes", "retrofit", "applications", "recipes", "report", "cli"),
 )
 
 __all__ = sorted([*_HOME, *_ALIASES])

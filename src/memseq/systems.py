@@ -185,7 +185,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {"type": stem, **_fields_to_json(config, {})}
 
 
-def from_dict(values: Mapping[str, Any]) -> Any:
+def from_dict(values: Any) -> Any:
     """The config that `to_dict` wrote. Raises `ConfigError` naming the unknown type or key and the nearest known one."""
     if not isinstance(values, Mapping) or not isinstance(values.get("type"), str):
         raise ConfigError(f"a config is a dictionary whose 'type' names a system, got {_shown(values)}")
@@ -246,11 +246,18 @@ def _build(config: Any, values: Mapping[str, Any], around: Parts, place: str) ->
     if missing:
         raise ConfigError(f"{place} lacks the key {missing[0]!r}; it needs {', '.join(missing)}")
     hints = get_type_hints(config)
-    given = {key: _from_json(value, hints[key], around, f"{place}.{key}") for key, value in values.items()}
-    try:
-        return config(**given)
-    except TypeError as error:  # a text where a number is compared
-        raise ConfigError(f"{place} holds a value of the wrong type: {error}") from None
+    for key, value in values.items():
+        _check_plain(value, hints[key], f"{place}.{key}")
+    return config(**{key: _from_json(value, hints[key], around, f"{place}.{key}") for key, value in values.items()})
+
+
+def _check_plain(value: Any, hint: Any, place: str) -> None:
+    """Raise `ConfigError` where a field of plain values holds something else; a whole number serves as any number."""
+    kinds = get_args(hint) or (hint,)
+    plain = all(kind in (bool, int, float, str, type(None)) for kind in kinds)
+    if plain and type(value) not in kinds and not (type(value) is int and float in kinds):
+        wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise ConfigError(f"{place} must be {wanted}, got {value!r}")
 
 
 def _name(config: type) -> str:

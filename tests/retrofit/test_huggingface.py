@@ -186,19 +186,18 @@ def test_generating_in_a_batch_is_generating_alone(hf, side):
 
 
 @pytest.mark.parametrize(
-    "how",
+    ("side", "how"),
     [
-        {"do_sample": False},
-        {"do_sample": True, "top_k": 20},
-        {"do_sample": False, "num_beams": 3},
-        {"do_sample": True, "num_beams": 2},
-        {"do_sample": True, "num_return_sequences": 3},
-        {"do_sample": False, "num_beams": 4, "num_return_sequences": 2},
+        ("left", {"do_sample": False}),
+        ("right", {"do_sample": True, "top_k": 20}),
+        ("left", {"do_sample": False, "num_beams": 3}),
+        ("right", {"do_sample": True, "num_beams": 2}),
+        ("left", {"do_sample": True, "num_return_sequences": 3}),
+        ("right", {"do_sample": False, "num_beams": 4, "num_return_sequences": 2}),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_generating_with_the_cache_is_generating_without(hf, how, side):
+def test_generating_with_the_cache_is_generating_without(hf, side, how):
     results = []
     for use_cache in (True, False):
         torch.manual_seed(3)
