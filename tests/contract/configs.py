@@ -145,7 +145,7 @@ def memformer_encdec() -> list[Any]:
     from memseq.models.memformer_encdec import MemformerEncDecConfig
 
     slots = SlotsConfig(d_model=16, n_heads=2, n_slots=3, segment_length=4)
-    return [MemformerEncDecConfig(vocab_size=13, d_model=16, slots=slots, n_heads=2, n_encoder_layers=2, n_decoder_layers=2)]
+    return [MemformerEncDecConfig(vocab_size=13, d_model=16, slots=slots, n_heads=2, n_encoder_layers=1, n_decoder_layers=2)]
 
 
 CONFIGS: dict[str, Callable[[], list[Any]]] = {

@@ -4,6 +4,7 @@ Exact laws run in float64 and eval mode. "Streams of different ages" are rows of
 more tokens than the longest segment: whatever is special about a position is met by some row at every token.
 """
 
+import copy
 import itertools
 import math
 import tempfile
@@ -136,31 +137,28 @@ def streams(subject: Subject, ruler: Ruler, effort: "Effort") -> None:
 
 def purity(subject: Subject, ruler: Ruler, effort: "Effort") -> None:
     """Reading writes to nothing that it was given; the outputs are a function of input and state, bit for bit."""
-    for memory, dtype in ((subject.double, torch.float64), (subject.single, torch.float32)):
-        x, other = (subject.stream(2, subject.tokens, salt=salt, dtype=dtype) for salt in (5, 6))
-        with torch.no_grad():
-            used = memory(subject.stream(2, 3, salt=7, dtype=dtype), memory.init_state(2))[1]
-            for start, state in (("a new state", memory.init_state(2)), ("a state in use", used)):
-                given = (
-                    {"input": x}
-                    | {f"state.{n}": t for n, t in named(state)}
-                    | dict(memory.named_parameters())
-                    | dict(memory.named_buffers())
-                )
-                before = {name: (t.clone(), t._version) for name, t in given.items()}
-                for mode, (verb, call) in itertools.product((True, False), VERBS.items()):
-                    memory.train(mode)
-                    call(memory, x, state)
-                    for name, t in given.items():
-                        ruler.identical([t], [before[name][0]], [name], f"changed by {verb}, {start}")
-                        ruler.hold(t._version == before[name][1], f"{name} was written to by {verb}, {start}")
-                y, end = memory(x, state)
-                memory(other, memory.init_state(2))  # what a module might remember is now of another stream
-                names = ["output", *(f"state.{name}" for name in leaf_names(end))]
-                for call in ("second", "third"):
-                    y_again, end_again = memory(x, state)
-                    where = f"{call} call with the same input and state, {start}"
-                    ruler.identical([y_again, *tensors(end_again)], [y, *tensors(end)], names, where)
+    memory = copy.deepcopy(subject.single)  # it is put into training mode, and whatever it may write to is written
+    x, other = (subject.stream(2, subject.tokens, salt=salt, dtype=torch.float32) for salt in (5, 6))
+    with torch.no_grad():
+        used = memory(subject.stream(2, 3, salt=7, dtype=torch.float32), memory.init_state(2))[1]
+        for start, state in (("a new state", memory.init_state(2)), ("a state in use", used)):
+            given = (
+                {"input": x} | {f"state.{n}": t for n, t in named(state)} | dict(memory.named_parameters()) | dict(memory.named_buffers())
+            )
+            before = {name: (t.clone(), t._version) for name, t in given.items()}
+            for mode, (verb, call) in itertools.product((True, False), VERBS.items()):
+                memory.train(mode)
+                call(memory, x, state)
+                for name, t in given.items():
+                    ruler.identical([t], [before[name][0]], [name], f"changed by {verb}, {start}")
+                    ruler.hold(t._version == before[name][1], f"{name} was written to by {verb}, {start}")
+            y, end = memory(x, state)
+            memory(other, memory.init_state(2))  # what a module might remember is now of another stream
+            names = ["output", *(f"state.{name}" for name in leaf_names(end))]
+            for call in ("second", "third"):
+                y_again, end_again = memory(x, state)
+                where = f"{call} call with the same input and state, {start}"
+                ruler.identical([y_again, *tensors(end_again)], [y, *tensors(end)], names, where)
 
 
 def shape(subject: Subject, ruler: Ruler, effort: "Effort") -> None:
@@ -217,13 +215,15 @@ def replay(subject: Subject, ruler: Ruler, effort: "Effort") -> None:
     from memseq.training.replay import replay_backward
     from memseq.training.surroundings import Surroundings
 
+    new, mixed = subject.starts()
     configs = {"as configured": subject.config, "with dropout 0.1": with_dropout(subject.config, 0.1)}
     if configs["with dropout 0.1"] == subject.config:
         del configs["with dropout 0.1"]
     length = -(-subject.tokens // 4)
-    for (label, config), (start, rows, begin) in itertools.product(configs.items(), subject.starts()):
+    for (label, config), (start, rows, begin) in itertools.product(configs.items(), (new, mixed)):
         memory = subject.build(config).double().train()
-        given = begin() if start != "from new streams" else None
+        # a learned initial state has a graph of its own for each of the two; leaves are the same for both
+        replayed_from, read_from = [memory.init_state(rows) for _ in range(2)] if start == new[0] else 2 * [begin()]
         xs = [x.clone() for x in subject.stream(rows, 5 * length, salt=8).split(length, dim=1)]
         pieces = []
         for i, x in enumerate(xs):
@@ -232,15 +232,14 @@ def replay(subject: Subject, ruler: Ruler, effort: "Effort") -> None:
             weight = torch.randn(*x.shape[:2], *width, generator=generator, dtype=torch.float64).to(x.device)
             pieces.append(Piece(i, x.requires_grad_(x.is_floating_point()), weight))
         cell = Weighted(memory)
-        state = memory.init_state(rows) if given is None else given
-        cell.around = Surroundings(cell, state)
+        cell.around = Surroundings(cell, replayed_from)
         sources = dict(memory.named_parameters())
         sources |= {f"input of segment {i}": p.x for i, p in enumerate(pieces) if p.x.requires_grad}
-        sources |= {f"initial state.{n}": t for n, t in named(state) if t.requires_grad and t.is_leaf}
-        replayed = replay_backward(cell, pieces, state)
+        sources |= {f"initial state.{n}": t for n, t in named(replayed_from) if t.requires_grad and t.is_leaf}
+        replayed = replay_backward(cell, pieces, replayed_from)
         found = [torch.zeros_like(t) if t.grad is None else t.grad for t in sources.values()]
 
-        total, state = torch.zeros((), dtype=torch.float64, device=subject.device), memory.init_state(rows) if given is None else given
+        total, state = torch.zeros((), dtype=torch.float64, device=subject.device), read_from
         for piece in pieces:
             cell.around.restore(cell.met[piece.index])
             loss, state = cell.loss(piece, state)

@@ -151,10 +151,9 @@ class Subject:
         """Ways to cut a stream into pieces: halves, lone tokens, on and around each border, and one drawn at random."""
         T, b = self.tokens, self.border
         borders = {
-            "in halves": [T // 2],
-            "first and last token alone": [1, T - 1],
+            "in halves and single tokens": sorted({1, T // 2, T - 1}),
             "on the borders": list(range(b, T, b)),
-            "around the borders": sorted({p for k in range(b, T, b) for p in (k - 1, k, k + 1) if 0 < p < T}),
+            "around the borders": sorted({p for k in range(b, T, b) for p in (k - 1, k + 1) if 0 < p < T}),
             "at random": sorted(random.Random(self.seed).sample(range(1, T), 3)),
         }
         return [(name, [after - before for before, after in itertools.pairwise([0, *at, T])]) for name, at in borders.items()]
