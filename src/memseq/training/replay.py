@@ -13,7 +13,7 @@ keeps and one segment. `replay_scan` is the same for losses that couple segments
 own checkpoints, which any engine can drive.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -81,7 +81,7 @@ def replay_backward(
         for t, before in rewind(ahead, detach(state), total, schedule, around):
             start = leaves_of(before) if t else state  # s_0 keeps its graph, so that what made it is reached in the same backward
             with sync(t == 0) as reached, torch.enable_grad():
-                torch.clear_autocast_cache()  # a weight cast in a pass without a graph must not serve one that needs it
+                torch.clear_autocast_cache()  # in older torch a cast made without a graph serves here too (pytorch#65766)
                 loss, end = forward(segments[t], start)
                 check_loss(loss)
                 if final is None:
@@ -157,7 +157,7 @@ def leaves_of(state: State) -> State:
 
 
 @contextmanager
-def no_autocast(device: torch.device) -> Iterator[None]:
+def no_autocast(device: torch.device) -> Generator[None, None, None]:
     """For a backward: inside a region of autocast it would round the products of float32 states to lower precision."""
     with torch.autocast(device.type, enabled=False), torch.autocast("cpu", enabled=False):
         yield
@@ -186,7 +186,8 @@ def _backward(loss: Tensor, end: State, later: list[Tensor | None], scale: float
     roots += [(p, _zeros(p)) for p in reached or ()]
     if roots:
         with no_autocast(loss.device):
-            torch.autograd.backward(*zip(*roots, strict=True))
+            outputs, cotangents = zip(*roots, strict=True)
+            torch.autograd.backward(outputs, cotangents)
 
 
 def _zeros(t: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ class Scan:
 
     def _with_graph(self, segment: Any, start: State) -> tuple[Any, State]:
         with torch.enable_grad(), self._autocast():
-            torch.clear_autocast_cache()  # a weight cast in a pass without a graph must not serve one that needs it
+            torch.clear_autocast_cache()  # in older torch a cast made without a graph serves here too (pytorch#65766)
             return self.step(segment, start)
 
     def _autocast(self) -> ExitStack:

@@ -5,7 +5,7 @@ segment leaves a parameter unused. `sync(is_last)` is entered around each replay
 segment, the last to be replayed, in which the engine may talk. The number of segments may then differ between ranks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -78,7 +78,7 @@ def fsdp2_sync(module: nn.Module) -> Sync:
                 register_fsdp_forward_method(m, name)
 
     @contextmanager
-    def sync(is_last: bool) -> Iterator[list[Tensor] | None]:
+    def sync(is_last: bool) -> Generator[list[Tensor] | None, None, None]:
         for m in sharded:
             m.set_requires_gradient_sync(is_last, recurse=False)
             m.set_reshard_after_backward(is_last, recurse=False)
