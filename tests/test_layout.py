@@ -24,7 +24,7 @@ ROOMS = {
     "probes": ["streams", "tasks"],
     "retrofit": ["models", "memories", "layers", "ops", "streams"],
     "applications": BELOW,
-    "recipes": [*BELOW, "applications"],
+    "recipes": [*BELOW, "applications", "report"],  # report: the demo prints its own table
     "report": [],
     "cli": ["recipes", "probes", "streams", "training", "retrofit", "report", "models"],  # models: its presets
 }

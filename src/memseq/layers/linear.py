@@ -1,5 +1,7 @@
 """The matrix of a linear layer, where a memory multiplies by it in an order of its own."""
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ def weight_of(layer: nn.Module) -> Float[Tensor, "O I"]:
     Fine-tuning methods such as LoRA put a module of their own in a layer's place, whose `weight` is still the old one. What
     such a module computes is what counts: its matrix is read off from the unit vectors, and gradients pass.
     """
-    weight = layer.weight
+    weight = cast(Tensor, layer.weight)
     if type(layer) is nn.Linear:
         return weight
     unit = torch.eye(weight.shape[-1], dtype=weight.dtype if weight.is_floating_point() else torch.float32, device=weight.device)

@@ -132,16 +132,17 @@ class MemseqCache(Cache):
             if rows is None:
                 raise InputError("a state without tensors does not say how many streams it holds; start with an empty MemseqCache()")
             stream = Stream(state, nothing_read(rows, torch.device("cpu")))
-        super().__init__(layers=[StreamLayer(stream)])
+        self._layer = StreamLayer(stream)
+        super().__init__(layers=[self._layer])
 
     @property
     def stream(self) -> Stream | None:
         """What is held; None before the first token."""
-        return self.layers[0].stream
+        return self._layer.stream
 
     @stream.setter
     def stream(self, stream: Stream | None) -> None:
-        self.layers[0].stream = stream
+        self._layer.stream = stream
 
     @property
     def state(self) -> State:

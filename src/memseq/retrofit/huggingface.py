@@ -9,10 +9,11 @@ stream: masked ones are never read, wherever they stand, so that padding on eith
 give; at a masked place the output is that of the last token before it. Weights are named `model.*`, as in our own files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -104,14 +105,14 @@ class MemseqForCausalLM(PreTrainedModel, GenerationMixin):
         return self.model.embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.embedding = value
+        self.model.embedding = cast(nn.Embedding, value)
 
     def get_output_embeddings(self) -> None:
         """None: the head reads the input embedding, or is a part of the model."""
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
-    ) -> nn.Module:
+    ) -> nn.Embedding:
         """The model for another vocabulary: rows of tokens it knew are kept, new ones are the mean of these (or newly drawn)."""
         old = self.model.vocab_size
         size = old if new_num_tokens is None else new_num_tokens
@@ -235,7 +236,7 @@ class MemseqForCausalLM(PreTrainedModel, GenerationMixin):
         self.model.check_input(tokens, state)
         if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
             return self.model.features(tokens, state)
-        if self._gradient_checkpointing_func.keywords.get("use_reentrant"):
+        if cast(partial[Any], self._gradient_checkpointing_func).keywords.get("use_reentrant"):
             raise ConfigError("use_reentrant=True cannot carry a state; leave it out of gradient_checkpointing_kwargs, or set it to False")
         read = []
         for piece in tokens.split(self.model.segment_length or CHECKPOINT_EVERY, dim=1):
@@ -249,7 +250,7 @@ class MemseqForCausalLM(PreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # keys and values are not what we keep
 
-    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
+    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers. With a cache, `inputs` are either new tokens, or all tokens: those the cache has read are not read again.
 
         Which of the two is seen from the tokens themselves; an attention mask longer than `inputs` says that they are new.
@@ -269,7 +270,7 @@ class MemseqForCausalLM(PreTrainedModel, GenerationMixin):
             copies = self._copies(generation_config, kwargs)
             if copies > 1 and cache.stream.history.seen.shape[0] == tokens.shape[0]:
                 cache.batch_repeat_interleave(copies)
-        return super().generate(inputs, generation_config, **kwargs)
+        return GenerationMixin.generate(cast(Any, self), inputs, generation_config, *args, **kwargs)
 
     def _copies(self, generation_config: Any, kwargs: dict[str, Any]) -> int:
         """How often generate repeats each prompt: beams, or sequences returned."""
@@ -355,7 +356,7 @@ def _only_predicted(labels: Tensor, valid: Tensor, seen: Tensor) -> Tensor:
 
 
 @contextmanager
-def _plain_surroundings() -> Iterator[torch.dtype]:
+def _plain_surroundings() -> Generator[torch.dtype]:
     """Build as outside of transformers: real tensors of float32, not on the meta device. Yields the dtype that is wanted."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
@@ -367,14 +368,14 @@ def _plain_surroundings() -> Iterator[torch.dtype]:
         torch.set_default_dtype(dtype)
 
 
-def _shared_names(module: nn.Module) -> dict[str, str] | None:
+def _shared_names(module: nn.Module) -> dict[str, str]:
     """Parameters under two names: the second leads to the first, which is the one that is saved."""
     first: dict[int, str] = {}
     shared = {}
     for name, p in module.named_parameters(remove_duplicate=False):
         if first.setdefault(id(p), name) != name:
             shared[name] = first[id(p)]
-    return shared or None
+    return shared
 
 
 @torch.no_grad()
