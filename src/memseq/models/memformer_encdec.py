@@ -183,8 +183,13 @@ class MemformerEncDec(LanguageModel[MemformerEncDecState]):
         return h[0] if len(h) == 1 else torch.cat(h, dim=1), state
 
     def advance(self, tokens: Int[Tensor, "B T"], state: MemformerEncDecState) -> MemformerEncDecState:
-        """Segments that close in every row need the encoder alone; the decoder reads what stays open."""
+        """Segments that close in every row need the encoder alone; the decoder reads what stays open.
+
+        With dropout the decoder is run all the same: replay must draw what `features` draws, in the same order.
+        """
         self.check_input(tokens, state)
+        if self.training and self.config.dropout > 0:
+            return self.features(tokens, state)[1]
         while tokens.shape[1] > 0:
             piece, tokens = tokens.tensor_split([self.segment_length - int(state.position.max())], dim=1)
             if bool((state.position + piece.shape[1] == self.segment_length).all()):
@@ -240,7 +245,7 @@ class MemformerEncDec(LanguageModel[MemformerEncDecState]):
             encoded.to(state.slots.slots.dtype),
             torch.full((B,), L),
             self._empty_decoder(B),
-            state.tokens[:, -1].cpu(),
+            state.tokens[:, -1].cpu().clone(),
             torch.zeros((), dtype=torch.int64).expand(B, L),
             torch.zeros(B, dtype=torch.int64),
         )
