@@ -39,7 +39,9 @@ def test_a_document_is_read_whole_in_order_and_predicts_its_next_token():
 def test_the_tail_of_the_last_segment_is_not_scored_and_the_next_segment_resets():
     lanes = Lanes(documents(6, 6), batch_size=1, segment_length=4, seed=0)
     first, second, third = islice(lanes, 3)
-    assert first.reset.tolist() == [True] and second.reset.tolist() == [False] and third.reset.tolist() == [True]
+    assert first.reset.tolist() == [True]
+    assert second.reset.tolist() == [False]
+    assert third.reset.tolist() == [True]
     assert (second.targets[0] == -100).tolist() == [False, True, True, True]
     assert second.tokens[0, 0] == first.targets[0, -1]  # the last target is the next segment's first token
 
@@ -161,7 +163,8 @@ def test_evaluation_reads_every_document_once_in_order(batch_size, world):
 def test_a_short_evaluation_reads_the_beginning():
     whole = list(EachOnce(documents(50, 50), batch_size=2, segment_length=4))
     short = list(EachOnce(documents(50, 50), batch_size=2, segment_length=4, segments=3))
-    assert len(short) == 3 and all(torch.equal(a.tokens, b.tokens) for a, b in zip(short, whole, strict=False))
+    assert len(short) == 3
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(short, whole, strict=False))
 
 
 class Counting:

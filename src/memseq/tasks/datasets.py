@@ -6,7 +6,6 @@ position: there a document is found by its number in the epoch, which reads the 
 """
 
 import copy
-import json
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -63,7 +62,7 @@ class TextStream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._epoch, self._number = state["epoch"], state["number"]
         self.dataset.set_epoch(self._epoch)
-        if "BufferShuffled" in json.dumps(state["dataset"]):
+        if _shuffled_in_a_buffer(self.dataset):
             self._rows = iter(self.dataset.skip(self._number))
         else:
             self.dataset.load_state_dict(copy.deepcopy(state["dataset"]))
@@ -92,6 +91,14 @@ class TextStream:
             ready = len(data) if start + len(data) == len(text) else self.tokenizer.border(data) or len(data)
             yield start, self.tokenizer.encode(data[:ready])
             start += ready
+
+
+def _shuffled_in_a_buffer(dataset: Any) -> bool:
+    """Whether rows pass through a shuffle buffer, whose content `state_dict` does not hold."""
+    link = getattr(dataset, "_ex_iterable", None)
+    while link is not None and "Buffer" not in type(link).__name__:
+        link = getattr(link, "ex_iterable", None)
+    return link is not None
 
 
 def load_stream(place: str, tokenizer: Tokenizer, *, field: str = "text") -> TextStream:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,10 +63,10 @@ class Spool:
     """One nameless temporary file for everything that cannot be read from several places at once."""
 
     @cached_property
-    def file(self) -> IO[bytes]:
+    def file(self) -> Any:
         return tempfile.TemporaryFile(prefix="memseq-")
 
-    def copy(self, name: str, stream: IO[bytes]) -> Source:
+    def copy(self, name: str, stream: Any) -> Source:
         self.file.seek(0, os.SEEK_END)
         base = self.file.tell()
         try:
@@ -259,8 +259,11 @@ def books(folder: str | os.PathLike[str], split: str, tokenizer: Tokenizer | Non
 def _standard_library() -> list[Source]:
     root = Path(sysconfig.get_paths()["stdlib"])
     left_out = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data", "encodings", "__pycache__"}
-    files = sorted(p for p in root.rglob("*.py") if not left_out & set(p.relative_to(root).parts))
-    sources = [Source(name=p.relative_to(root).as_posix(), path=str(p), size=p.stat().st_size) for p in files if p.is_file()]
+    files = []
+    for directory, folders, names in os.walk(root):
+        folders[:] = [folder for folder in folders if folder not in left_out]
+        files += [Path(directory) / name for name in names if name.endswith(".py")]
+    sources = [Source(name=p.relative_to(root).as_posix(), path=str(p), size=p.stat().st_size) for p in sorted(files) if p.is_file()]
     sources = [source for source in sources if source.size >= 2]
     if not sources:
         raise DataError(f"this Python has no source of its standard library at {root}; name a file or a folder instead of stdlib")
@@ -293,7 +296,7 @@ def _file(name: str, spool: Spool, field: str) -> Source:
             file.read(1)
         if name.endswith(".gz"):
             with gzip.open(name, "rb") as unpacked:
-                source = spool.copy(name, unpacked)  # ty: ignore[invalid-argument-type]
+                source = spool.copy(name, unpacked)
         else:
             source = Source(name=name, path=str(Path(name).resolve()), size=Path(name).stat().st_size)
     except OSError as error:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, SupportsInt, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +49,8 @@ class Tokenizer(Protocol):
     def border(self, data: bytes) -> int: ...
     def encode(self, data: bytes) -> Ids: ...
     def encode_chunks(self, pieces: Iterable[bytes]) -> Iterator[Ids]: ...
-    def decode_bytes(self, ids: Iterable[int]) -> bytes: ...
-    def decode(self, ids: Iterable[int]) -> str: ...
+    def decode_bytes(self, ids: Iterable[SupportsInt]) -> bytes: ...
+    def decode(self, ids: Iterable[SupportsInt]) -> str: ...
     def save(self, directory: str | os.PathLike[str]) -> Path: ...
 
 
@@ -67,7 +67,7 @@ class _Common:
         if held:
             yield self.encode(held)
 
-    def decode(self: Any, ids: Iterable[int]) -> str:
+    def decode(self: Any, ids: Iterable[SupportsInt]) -> str:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def save(self: Any, directory: str | os.PathLike[str]) -> Path:
@@ -108,7 +108,7 @@ class Bytes(_Common):
     def encode(self, data: bytes) -> Ids:
         return np.frombuffer(data, dtype=np.uint8)
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+    def decode_bytes(self, ids: Iterable[SupportsInt]) -> bytes:
         return bytes(int(i) for i in ids)
 
     @cached_property
@@ -198,7 +198,7 @@ class BPE(_Common):
             ) from None
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+    def decode_bytes(self, ids: Iterable[SupportsInt]) -> bytes:
         """The bytes of byte-level tokens, also where a character is cut in two; other vocabularies decode as text."""
         ids = [int(i) for i in ids]
         if not self._byte_level:

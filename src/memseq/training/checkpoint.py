@@ -28,11 +28,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from memseq.errors import CheckpointError
-from memseq.state import State, leaf_names, rebuild, tensors
+from memseq.state import State, leaf_names, map_state, rebuild, tensors
 
-__all__ = ["Checkpoints", "load_rank", "load_weights", "save_rank", "save_weights"]
+__all__ = ["Checkpoints", "load_rank", "load_weights", "save_rank", "save_weights", "settled"]
 
 PREFIX = "step-"
+ALIGNMENT = 64  # bytes: where torch lets a new tensor begin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,8 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        # copies begin at a round address, as computed tensors do: products may round by where their factors lie
+        return {name: t.clone() for name, t in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); it may be truncated: resume from another checkpoint") from None
 
@@ -167,6 +169,19 @@ def load_rank(folder: Path, rank: int, like: State) -> tuple[State, dict[str, An
     kind, keys, *rest = written["rng"]["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
     return rebuild(like, leaves), written["position"]
+
+
+def settled(state: State) -> State:
+    """The state laid out in memory as a loaded one is: products may round by how their factors lie.
+
+    Empty buffers (one number shown in its full shape) stay as they are.
+    """
+
+    def lay(t: Tensor) -> Tensor:
+        in_place = t.is_contiguous() and t.data_ptr() % ALIGNMENT == 0
+        return t if in_place or (t.numel() > 1 and not any(t.stride())) else t.contiguous().clone()
+
+    return map_state(lay, state)
 
 
 def _flush(path: Path) -> None:

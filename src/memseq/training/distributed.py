@@ -134,8 +134,9 @@ class FullyShard:
         full = {name: _gathered(t) for name, t in model.state_dict().items()}
         if rank() != 0:
             return None
-        copy = model.config.build()
-        copy.load_state_dict(full)
+        with torch.random.fork_rng(devices=[]):  # building draws initial weights; saving must not move the run's random numbers
+            copy = model.config.build()
+        copy.to(next(t.dtype for t in full.values() if t.is_floating_point())).load_state_dict(full)
         return copy
 
 

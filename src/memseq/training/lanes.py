@@ -38,7 +38,8 @@ class Segment(NamedTuple):
     reset: Bool[Tensor, "B"]  # this row begins a document: fresh state before reading
 
     def to(self, device: torch.device | str) -> "Segment":
-        return Segment(*(t.to(device, non_blocking=True) for t in self))
+        """Tokens and targets on `device`; `reset` stays on the host, where control flow reads it."""
+        return Segment(self.tokens.to(device, non_blocking=True), self.targets.to(device, non_blocking=True), self.reset)
 
 
 @runtime_checkable

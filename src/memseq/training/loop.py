@@ -266,6 +266,8 @@ class _Loop:
         nats = all_sum([float(loss)], self.device)[0]
         if not math.isfinite(nats):
             raise TrainingError(f"the loss is {nats}")
+        for p in self.optimizers.parameters:  # engines disagree on None; decay must not depend on the engine
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         self.norm = clip_gradients(self.optimizers.parameters, config.clip)
         self.optimizers.step()
         self.optimizers.zero_grad()
@@ -275,7 +277,12 @@ class _Loop:
             [time.perf_counter() - began, number == signal.SIGINT, number == signal.SIGTERM], self.device
         )
         took /= distributed.world()
-        self.state, self.step, self.tokens, self.seconds = state, self.step + 1, self.tokens + tokens, self.seconds + took
+        self.state, self.step, self.tokens, self.seconds = (
+            checkpoint.settled(state),
+            self.step + 1,
+            self.tokens + tokens,
+            self.seconds + took,
+        )
         self.recent.append((nats, tokens, text, took))
         return signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0
 

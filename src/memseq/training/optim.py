@@ -111,29 +111,30 @@ class Optimizers:
         return [p for member in self.members for group in member.param_groups for p in group["params"]]
 
     def tensors(self) -> dict[str, Tensor]:
-        """What the optimisers remember, by member, parameter and name: `0.12.exp_avg`."""
+        """What the optimisers remember, by optimiser, parameter and name: `AdamW.12.exp_avg`."""
         found = {}
-        for i, member in enumerate(self.members):
+        for member in self.members:
             for number, kept in member.state_dict()["state"].items():
-                found |= {f"{i}.{number}.{name}": torch.as_tensor(value) for name, value in kept.items()}
+                found |= {f"{type(member).__name__}.{number}.{name}": torch.as_tensor(value) for name, value in kept.items()}
         return found
 
     def load_tensors(self, saved: dict[str, Tensor]) -> None:
         """Put back what `tensors` gave, after the same model was built with the same config."""
-        for i, member in enumerate(self.members):
-            whole, state = member.state_dict(), {}
-            for name, value in saved.items():
-                index, number, field = name.split(".", 2)
-                if int(index) == i:
-                    state.setdefault(int(number), {})[field] = value
-            count = sum(len(group["params"]) for group in whole["param_groups"])
-            if any(number >= count for number in state):
+        states: dict[str, dict[int, dict[str, Tensor]]] = {type(member).__name__: {} for member in self.members}
+        for name, value in saved.items():
+            kind, number, field = name.split(".", 2)
+            if kind not in states:
                 raise CheckpointError(
-                    f"the saved optimiser is of {max(state) + 1} parameters, this one of {count}; resume with the same config"
+                    f"the saved optimiser is {kind}, this run's {' and '.join(states)}; resume with the one the run began with"
                 )
+            states[kind].setdefault(int(number), {})[field] = value
+        for member in self.members:
+            whole, state = member.state_dict(), states[type(member).__name__]
+            shapes = [p.shape for group in member.param_groups for p in group["params"]]
+            for number, kept in state.items():
+                if number >= len(shapes) or any(t.ndim and t.shape != shapes[number] for t in kept.values()):
+                    raise CheckpointError("the saved optimiser does not fit this one; resume with the config the run began with")
             member.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
-        if any(int(name.split(".", 1)[0]) >= len(self.members) for name in saved):
-            raise CheckpointError("the saved optimiser is of another kind; resume with the optimiser the run began with")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ class Bar:
         self._rich: Any = None
         self._task: Any = None
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> "Bar":  # noqa: PYI034 (the shape checks of the tests know no Self)
         if not self.quiet and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
