@@ -1,8 +1,8 @@
 """What a run says while it works: a log of JSON lines always, TensorBoard when installed, a bar on a terminal.
 
 `metrics.jsonl` holds one object a line. Training lines: step, loss (nats a token), bits_per_token, bits_per_byte, tokens,
-tokens_per_second, lr, grad_norm, state_bytes (of all lanes of process 0), seconds. Evaluation lines: step, valid_loss, valid_bits_per_token,
-valid_bits_per_byte, valid_tokens. Seconds are seconds of training steps, without evaluation and saving.
+tokens_per_second, lr, grad_norm, state_bytes (of all lanes of process 0), seconds. Evaluation lines: step, valid_loss,
+valid_bits_per_token, valid_bits_per_byte, valid_tokens. Seconds are seconds of training steps, without evaluation and saving.
 """
 
 import json
