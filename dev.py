@@ -243,9 +243,8 @@ def check(words: list) -> int:
 def docs(words: list) -> int:
     if words:
         raise Failed(f"docs takes no further words, got {' '.join(words)}")
-    table = subprocess.check_output([str(PYTHON), "-m", "memseq.cli", "list", "--markdown"], text=True, cwd=ROOT)
-    for page in (ROOT / "README.md", ROOT / "docs" / "systems" / "index.md"):
-        page.write_text(with_table(page.read_text(encoding="utf-8"), table), encoding="utf-8")
+    for page, text in pages_with_tables().items():
+        page.write_text(text, encoding="utf-8")
     return build_site()
 
 
@@ -264,6 +263,18 @@ def run(*words: str, **environment: str) -> int:
 
 
 BEGIN, END = "<!-- systems: begin (python3 dev.py docs writes what follows) -->", "<!-- systems: end -->"
+
+
+def pages_with_tables():
+    """The pages that hold the table of systems, as they should be; a system that has a page is linked to it."""
+    table = subprocess.check_output([str(PYTHON), "-m", "memseq", "list", "--markdown"], text=True, cwd=str(ROOT))
+    pages = {}
+    for page, folder in ((ROOT / "README.md", "docs/systems/"), (ROOT / "docs" / "systems" / "index.md", "")):
+        linked = table
+        for path in (ROOT / "docs" / "systems").glob("*.md"):
+            linked = linked.replace(f"| `{path.stem}` |", f"| [`{path.stem}`]({folder}{path.name}) |")
+        pages[page] = with_table(page.read_text(encoding="utf-8"), linked)
+    return pages
 
 
 def with_table(text: str, table: str) -> str:

@@ -1,0 +1,213 @@
+"""Five minutes that show what a memory buys: `python3 dev.py demo`.
+
+A Memformer and a model of the same size without its slots learn the source text of Python's standard library, each for the
+same time. Then both read files they have not seen, and a table says what the slots are worth, what a stream holds beside
+a cache of keys and values, and how fast it reads. The model stays in runs/demo, for `memseq eval` and `memseq generate`.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memseq.errors import ConfigError, MemseqError
+from memseq.models import StackConfig
+from memseq.models.presets import preset
+from memseq.probes import Curve, bits_per_byte, shallow, stream_costs
+from memseq.recipes.evaluate_text import curves, first_tokens
+from memseq.recipes.train_text import TextRecipe, train_text
+from memseq.report.tables import as_json, print_table, size
+from memseq.streams import Session
+from memseq.tasks.text import stdlib
+from memseq.tasks.tokenizers import Bytes
+from memseq.training.loop import TrainingConfig
+from memseq.training.optim import AdamWConfig, WarmupCosine
+
+__all__ = ["Demo", "demo", "memformer", "without_slots"]
+
+PROMPT = "def "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """How long, how much text, and where to."""
+
+    minutes: float = 2.1  # of training, for each of the two models
+    tokens: int = 1 << 16  # of files that were held out
+    lengths: tuple[int, ...] = (1_024, 16_384)  # at which streams are weighed
+    sample: int = 400  # bytes that are generated
+    out: Path = Path("runs/demo")
+    seed: int = 0
+
+
+def memformer(vocab_size: int) -> Any:
+    """The model of the demo."""
+    return preset("memformer", "tiny", vocab_size=vocab_size)
+
+
+def parameters(config: Any) -> int:
+    return sum(p.numel() for p in config.build().parameters())
+
+
+def without_slots(config: Any) -> StackConfig:
+    """The same near attention and no slots; what their weights took goes to the feedforwards, so that the sizes are equal."""
+    plain = StackConfig(vocab_size=config.vocab_size, d_model=config.d_model, layers=config.layers, ff_mult=config.ff_mult)
+    per_unit = (parameters(replace(plain, ff_mult=2 * plain.ff_mult)) - parameters(plain)) / plain.ff_mult
+    return replace(plain, ff_mult=plain.ff_mult + (parameters(config) - parameters(plain)) / per_unit)
+
+
+def demo(settings: Demo, *, quiet: bool = False) -> dict[str, Any]:
+    """Train both models, read, weigh, generate; everything the tables say, as JSON values."""
+    began = time.perf_counter()
+    training = TrainingConfig(
+        steps=None,
+        minutes=settings.minutes,
+        segment_length=32,
+        horizon=8,
+        optimizer=AdamWConfig(lr=2e-3),
+        rate=WarmupCosine(warmup=50),
+        seed=settings.seed,
+        save_every=10_000,
+    )
+    ours, plain = memformer(256), without_slots(memformer(256))
+    told: dict[str, Any] = {"parameters": parameters(ours), "baseline_parameters": parameters(plain), "minutes": settings.minutes}
+    say(f"1 of 4  training a Memformer of {told['parameters']:,} weights on Python's own source, {settings.minutes:g} minutes", quiet)
+    make_room(settings.out)
+    run = train_text(TextRecipe(model=memformer, training=training), settings.out, quiet=quiet, command={"system": "demo"})
+    if run.exit_code:
+        raise KeyboardInterrupt
+    with tempfile.TemporaryDirectory() as folder:
+        say(f"2 of 4  training a model of the same size without the slots, {settings.minutes:g} minutes", quiet)
+        other = train_text(TextRecipe(model=lambda _: plain, training=training), folder, quiet=quiet)
+        if other.exit_code:
+            raise KeyboardInterrupt
+        say(f"3 of 4  reading {settings.tokens:,} bytes of files that both have not seen", quiet)
+        told |= measured(settings, folder)
+    say("4 of 4  weighing streams, and writing", quiet)
+    told |= {"tokens_trained": run.tokens, "baseline_tokens_trained": other.tokens, "dtype": run.dtype}
+    told |= {"training_tokens_per_second": run.tokens / run.seconds}
+    told["streams"] = weighed(settings, ours)
+    told["sample"] = written(settings)
+    return told | {"seconds": time.perf_counter() - began}
+
+
+def measured(settings: Demo, baseline: str) -> dict[str, Any]:
+    """Bits per byte on held-out files: with the slots, with the slots cleared, without slots, and of compressors."""
+    from memseq.pretrained import load_pretrained
+
+    tokenizer = Bytes()
+    documents = first_tokens(stdlib()[1], settings.tokens)
+    model = load_pretrained(settings.out)
+    every = model.segment_length
+    carried, cleared = curves(model, documents, tokenizer, every)
+    other = bits_per_byte(load_pretrained(baseline), ([ids] for ids in documents), token_bytes=tokenizer.token_bytes)
+    told = {"memory": carried.bits_per_byte, "memory cleared": cleared.bits_per_byte, "without memory": other.bits_per_byte}
+    told |= shallow(b"".join(tokenizer.decode_bytes(ids) for ids in documents))
+    far = {name: beyond(curve, 1024) for name, curve in (("memory", carried), ("memory cleared", cleared), ("without memory", other))}
+    return {
+        "bits_per_byte": told,
+        "bits_per_byte_after_1024": far,
+        "forget_every": every,
+        "reading_tokens_per_second": carried.tokens_per_second,
+    }
+
+
+def beyond(curve: Curve, place: int) -> float:
+    """Bits per byte of the tokens from `place` of their document on."""
+    return replace(curve, bins=tuple(b for b in curve.bins if b.first >= place) or curve.bins[-1:]).bits_per_byte
+
+
+def weighed(settings: Demo, config: Any) -> list[dict[str, Any]]:
+    """The cost of one stream at several lengths, for the Memformer and for a Transformer of the same width and depth."""
+    cache = preset("attention", "tiny", vocab_size=config.vocab_size)
+    costs = {"Memformer": config, "Transformer with a cache": cache}
+    return [
+        {"model": name, "length": cost.length, "state_bytes": cost.state_bytes, "step_ms": cost.step_ms}
+        for name, each in costs.items()
+        for cost in stream_costs(each.build(), lengths=settings.lengths, steps=32)
+    ]
+
+
+def written(settings: Demo) -> str:
+    from memseq.pretrained import load_pretrained
+
+    session = Session(load_pretrained(settings.out), tokenizer=Bytes(), seed=settings.seed)
+    session.read(torch.tensor(list(PROMPT.encode())))
+    return PROMPT + str(session.generate(settings.sample, temperature=0.6))
+
+
+def make_room(out: Path) -> None:
+    """Remove an earlier demo in `out`, and nothing else."""
+    command = out / "command.json"
+    if command.is_file() and '"demo"' in command.read_text():
+        shutil.rmtree(out)
+    elif out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} holds something else than an earlier demo; name another folder by --out")
+
+
+def say(line: str, quiet: bool) -> None:
+    if not quiet:
+        print(line, file=sys.stderr, flush=True)
+
+
+def tell(settings: Demo, told: dict[str, Any]) -> None:
+    """The tables, and what to do next."""
+    bits, far = told["bits_per_byte"], told["bits_per_byte_after_1024"]
+    names = {
+        "memory": "Memformer: near attention and a memory",
+        "memory cleared": f"the same model, its memory cleared every {told['forget_every']} bytes",
+        "without memory": "same size, trained as long, near attention alone",
+        "gzip -9": "gzip -9",
+        "xz -9": "xz -9",
+    }
+    rows = [
+        {"bits per byte, fewer is better": text, "all": bits[name], "from byte 1,024 on": far.get(name)} for name, text in names.items()
+    ]
+    print()
+    print_table(rows, title="How well it predicts files it has not seen")
+    rows = [
+        {
+            "one stream": row["model"],
+            "bytes read": row["length"],
+            "it holds": size(row["state_bytes"]),
+            "ms for one more byte": row["step_ms"],
+        }
+        for row in told["streams"]
+    ]
+    print_table(rows, title="What remembering costs (equal width and depth)")
+    print(f"It learned {told['training_tokens_per_second']:,.0f} bytes a second and reads {told['reading_tokens_per_second']:,.0f}.\n")
+    print(f"What it writes, {settings.minutes:g} minutes old:\n")
+    print("\n".join(f"    {line}" for line in told["sample"].splitlines()))
+    out = settings.out
+    print(f"\nThe model is in {out}. It took {told['seconds'] / 60:.1f} minutes. Next:\n")
+    print(f'    .venv/bin/memseq generate {out} --prompt "class " --tokens 300')
+    print(f"    .venv/bin/memseq eval {out}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="dev.py demo", description=(__doc__ or "").partition("\n\n")[2])
+    parser.add_argument("--minutes", type=float, default=Demo.minutes, help="of training, for each of the two models (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=Demo.out, help="where the model goes (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
+    given = parser.parse_args()
+    settings = Demo(minutes=given.minutes, out=given.out)
+    try:
+        told = demo(settings)
+    except MemseqError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("demo: stopped", file=sys.stderr)
+        return 130
+    print(as_json(told)) if given.json else tell(settings, told)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
