@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from memseq.models import preset
+from memseq.recipes.machine import describe
 from memseq.state import state_bytes
 
 VOCAB = 256

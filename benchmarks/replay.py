@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe
 from torch import nn
 
 from memseq.layers.slots import SlotsConfig
 from memseq.memories.segment_attention import SegmentAttentionConfig
 from memseq.models.memformer import MemformerLMConfig
+from memseq.recipes.machine import describe
 from memseq.state import detach, state_bytes
 from memseq.training import KeepAll, Offload, Revolve, Segment, Sqrt, StreamCell, checkpointed_loss, replay_backward
 from memseq.training.live_bytes import LiveBytes
