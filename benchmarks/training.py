@@ -143,9 +143,8 @@ def main() -> None:
         if name.startswith("memseq"):
             row["model_flops_utilisation"] = round(flops / middle / rates[dtype], 3)
         rows.append(row)
-        print(
-            f"{name:58} {row['tokens_per_second']:>8,} tokens/s  {row['times_the_package']:>5.2f}x  MFU {row.get('model_flops_utilisation', '-')}"
-        )
+        speed, used = f"{row['tokens_per_second']:>8,} tokens/s {row['times_the_package']:>6.2f}x", row.get("model_flops_utilisation")
+        print(f"{name:58} {speed}" + (f"  MFU {used}" if used else ""))
     shape_told = {name: getattr(shape, name) for name in sizes}
     result = {
         "machine": describe(),

@@ -21,6 +21,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -167,8 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result["claims"] = claims(rows)
         print(json.dumps(result["claims"], indent=1))
     if given.json:
-        with open(given.json, "w") as file:
-            json.dump(result, file, indent=1)
+        Path(given.json).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,8 @@ def run(
 ) -> dict[str, Any]:
     """Train one contender and score it."""
     torch.manual_seed(seed)
-    model, (learning, aside) = config.build(), text
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, (learning, aside) = config.build().to(device), text
     training = TrainingConfig(
         minutes=minutes,
         steps=steps,
