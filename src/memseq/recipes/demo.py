@@ -17,15 +17,16 @@ from typing import Any
 import torch
 
 from memseq.errors import ConfigError, MemseqError
-from memseq.models import StackConfig
 from memseq.models.presets import preset
 from memseq.probes import Curve, bits_per_byte, shallow, stream_costs
 from memseq.recipes.evaluate_text import curves, first_tokens
+from memseq.recipes.memformer_text import as_large_as, weights
 from memseq.recipes.train_text import TextRecipe, train_text
 from memseq.report.tables import as_json, print_table, size
 from memseq.streams import Session
 from memseq.tasks.text import stdlib
 from memseq.tasks.tokenizers import Bytes
+from memseq.training.backends import Backpropagation
 from memseq.training.loop import TrainingConfig
 from memseq.training.optim import AdamWConfig, WarmupCosine
 
@@ -51,15 +52,9 @@ def memformer(vocab_size: int) -> Any:
     return preset("memformer", "tiny", vocab_size=vocab_size)
 
 
-def parameters(config: Any) -> int:
-    return sum(p.numel() for p in config.build().parameters())
-
-
-def without_slots(config: Any) -> StackConfig:
+def without_slots(config: Any) -> Any:
     """The same near attention and no slots; what their weights took goes to the feedforwards, so that the sizes are equal."""
-    plain = StackConfig(vocab_size=config.vocab_size, d_model=config.d_model, layers=config.layers, ff_mult=config.ff_mult)
-    per_unit = (parameters(replace(plain, ff_mult=2 * plain.ff_mult)) - parameters(plain)) / plain.ff_mult
-    return replace(plain, ff_mult=plain.ff_mult + (parameters(config) - parameters(plain)) / per_unit)
+    return as_large_as(config, preset("sliding_window", "tiny", vocab_size=config.vocab_size))
 
 
 def demo(settings: Demo, *, quiet: bool = False) -> dict[str, Any]:
@@ -72,19 +67,20 @@ def demo(settings: Demo, *, quiet: bool = False) -> dict[str, Any]:
         horizon=8,
         optimizer=AdamWConfig(lr=2e-3),
         rate=WarmupCosine(warmup=50),
+        backend=Backpropagation(),  # the gradients of replay; a window this small fits, and its activations need no second forward
         seed=settings.seed,
         save_every=10_000,
     )
     ours, plain = memformer(256), without_slots(memformer(256))
-    told: dict[str, Any] = {"parameters": parameters(ours), "baseline_parameters": parameters(plain), "minutes": settings.minutes}
+    told: dict[str, Any] = {"parameters": weights(ours), "baseline_parameters": weights(plain), "minutes": settings.minutes}
     say(f"1 of 4  training a Memformer of {told['parameters']:,} weights on Python's own source, {settings.minutes:g} minutes", quiet)
     make_room(settings.out)
-    run = train_text(TextRecipe(model=memformer, training=training), settings.out, quiet=quiet, command={"system": "demo"})
+    run = train_text(TextRecipe(model=memformer, training=training, scored=1), settings.out, quiet=quiet, command={"system": "demo"})
     if run.exit_code:
         raise KeyboardInterrupt
     with tempfile.TemporaryDirectory() as folder:
         say(f"2 of 4  training a model of the same size without the slots, {settings.minutes:g} minutes", quiet)
-        other = train_text(TextRecipe(model=lambda _: plain, training=training), folder, quiet=quiet)
+        other = train_text(TextRecipe(model=lambda _: plain, training=training, scored=1), folder, quiet=quiet)
         if other.exit_code:
             raise KeyboardInterrupt
         say(f"3 of 4  reading {settings.tokens:,} bytes of files that both have not seen", quiet)
@@ -163,8 +159,6 @@ def tell(settings: Demo, told: dict[str, Any]) -> None:
         "memory": "Memformer: near attention and a memory",
         "memory cleared": f"the same model, its memory cleared every {told['forget_every']} bytes",
         "without memory": "same size, trained as long, near attention alone",
-        "gzip -9": "gzip -9",
-        "xz -9": "xz -9",
     }
     rows = [
         {"bits per byte, fewer is better": text, "all": bits[name], "from byte 1,024 on": far.get(name)} for name, text in names.items()

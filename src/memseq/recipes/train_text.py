@@ -21,8 +21,6 @@ from memseq.training.loop import Run, TrainingConfig, train
 
 __all__ = ["TextRecipe", "held_out", "tokenizer_for", "train_text"]
 
-SCORED = 1 << 18  # tokens of the held-out text that are scored while training and at its end
-
 
 @dataclass(frozen=True, kw_only=True)
 class TextRecipe:
@@ -38,6 +36,7 @@ class TextRecipe:
     places: tuple[str, ...] = ("stdlib",)
     tokenizer: str = "bytes"
     vocab_size: int = 4096  # of a tokenizer that is trained
+    scored: int = 1 << 17  # tokens of the held-out text that are scored, at the end and at each evaluation
     shard: bool = False  # split weights over processes (FSDP2) where each otherwise holds them all
 
 
@@ -60,7 +59,7 @@ def train_text(recipe: TextRecipe, out: str | Path, *, resume: bool = False, qui
             data = StreamLanes(stream, batch_size=training.batch_size, segment_length=training.segment_length, rank=rank(), world=world())
         else:
             data = training.lanes(learning.with_tokenizer(tokenizer))
-        valid = None if aside is None else _scored(aside.with_tokenizer(tokenizer), training)
+        valid = None if aside is None else _scored(aside.with_tokenizer(tokenizer), recipe)
         with torch.random.fork_rng(devices=[]):  # the same weights for the same seed, whatever was drawn before
             torch.manual_seed(training.seed)
             model = config.build().to(device)
@@ -100,7 +99,8 @@ def held_out(checkpoint: str | Path) -> tuple[Text, tuple[str, ...]]:
     return open_text(places).split()[1], tuple(places)
 
 
-def _scored(aside: Text, training: TrainingConfig) -> EachOnce:
+def _scored(aside: Text, recipe: TextRecipe) -> EachOnce:
+    training = recipe.training
     per_segment = training.batch_size * training.segment_length * world()
     lanes = {"batch_size": training.batch_size, "segment_length": training.segment_length, "rank": rank(), "world": world()}
-    return EachOnce(aside, **lanes, segments=max(1, SCORED // per_segment))
+    return EachOnce(aside, **lanes, segments=max(1, recipe.scored // per_segment))
