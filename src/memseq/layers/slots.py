@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from memseq.contract import empty
 from memseq.errors import ConfigError
 from memseq.layers.linear import weight_of
-from memseq.ops.memformer import NOTHING, biased_normalise, close_slots, gather_tokens, read_slots, split_heads
+from memseq.ops.memformer import NOTHING, biased_normalise, close_slots, gather_tokens, read_lifted, read_projected, split_heads
 from memseq.state import choose
 
 __all__ = ["SlotReader", "SlotState", "SlotWriter", "SlotsConfig"]
@@ -85,8 +85,12 @@ class SlotReader(nn.Module):
     ) -> Float[Tensor, "B L D"]:
         """Of each row's slots the first `reach` are read, all where it is None."""
         q = split_heads(self.query(x), self.n_heads)
-        key_weight, value_weight = weight_of(self.key).to(q.dtype), weight_of(self.value).to(q.dtype)
-        return self.out(read_slots(q, slots.to(q.dtype), key_weight, value_weight, reach))
+        slots = slots.to(q.dtype)
+        if x.shape[1] >= slots.shape[1]:
+            k, v = (split_heads(layer(slots), self.n_heads) for layer in (self.key, self.value))
+            return self.out(read_projected(q, k, v, reach))
+        key_weight, value_weight = (weight_of(layer).to(q.dtype) for layer in (self.key, self.value))
+        return self.out(read_lifted(q, slots, key_weight, value_weight, reach))
 
 
 class SlotWriter(nn.Module):
@@ -125,9 +129,11 @@ class SlotWriter(nn.Module):
 
     def forward(self, h: Float[Tensor, "B L D"], state: SlotState) -> SlotState:
         """Take in tokens h [B, L, D], L <= room(state); rows whose segment is then full write their slots."""
-        position = state.position + h.shape[1]
-        with torch.autocast(h.device.type, enabled=False):
-            peak, mass, total = self._gather(h.to(state.slots.dtype), state)
+        position, dtype = state.position + h.shape[1], state.slots.dtype
+        h = h.to(self.key.weight.dtype)
+        keys, values = (split_heads(layer(h), self.config.n_heads).to(dtype) for layer in (self.key, self.value))
+        with torch.autocast(h.device.type, enabled=False):  # what recurs is float32 at least
+            peak, mass, total = self._gather(keys, values, state)
             full = position == self.config.segment_length
             opened = SlotState(state.slots, peak, mass, total, position)
             if not full.any():
@@ -135,18 +141,16 @@ class SlotWriter(nn.Module):
             closed = SlotState(self._close(opened), *self._nothing(peak, *total.shape), torch.zeros_like(position))
         return closed if full.all() else choose(full, closed, opened)
 
-    def _gather(self, h: Tensor, state: SlotState) -> tuple[Tensor, Tensor, Tensor]:
-        c, dtype = self.config, state.slots.dtype
+    def _gather(self, keys: Tensor, values: Tensor, state: SlotState) -> tuple[Tensor, Tensor, Tensor]:
         B, H, N, K = state.total.shape
-        query = weight_of(self.query).to(dtype)
-        keys, values = (split_heads(F.linear(h, weight_of(layer).to(dtype)), H) for layer in (self.key, self.value))
-        if h.shape[1] >= N:
+        query = weight_of(self.query).to(state.slots.dtype)
+        if keys.shape[2] >= N:
             q = split_heads(F.linear(state.slots, query), H)
             logits = q @ keys.mT
         else:  # few tokens: carry their keys into the slots' space rather than project all slots
             lifted = keys.transpose(1, 2)[..., None, :] @ query.view(H, K, -1)  # [B, L, H, 1, D]
             logits = (lifted.squeeze(-2).permute(0, 2, 1, 3) @ state.slots.mT[:, None]).mT
-        return gather_tokens(logits / (math.sqrt(K) * c.temperature), values, state.peak, state.mass, state.total)
+        return gather_tokens(logits / (math.sqrt(K) * self.config.temperature), values, state.peak, state.mass, state.total)
 
     def _close(self, state: SlotState) -> Tensor:
         c, dtype = self.config, state.slots.dtype

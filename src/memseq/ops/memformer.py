@@ -22,7 +22,7 @@ from torch import Tensor
 
 from memseq.ops.attention import attend
 
-__all__ = ["NOTHING", "biased_normalise", "close_slots", "gather_tokens", "read_slots", "split_heads", "write_slots"]
+__all__ = ["NOTHING", "biased_normalise", "close_slots", "gather_tokens", "read_lifted", "read_projected", "split_heads", "write_slots"]
 
 NOTHING = -1e30  # the running maximum before any token: finite, and far below every logit
 
@@ -92,27 +92,33 @@ def biased_normalise(slots: Float[Tensor, "B N D"], bias: Float[Tensor, "N D"] |
     return moved * (radius / moved.norm(dim=-1, keepdim=True).clamp_min(1e-6 * radius))
 
 
-def read_slots(
+def read_projected(
+    q: Float[Tensor, "B H L K"], k: Float[Tensor, "B H N K"], v: Float[Tensor, "B H N K"], reach: Int[Tensor, "B"] | None = None
+) -> Float[Tensor, "B L D"]:
+    """Tokens attend to the slots (the first `reach` of each row), which were projected once: for many tokens."""
+    mask = None if reach is None else _seen(reach, k.shape[2], q.device)[:, None, None]
+    return attend(q, k, v, mask=mask).transpose(1, 2).flatten(2)
+
+
+def read_lifted(
     q: Float[Tensor, "B H L K"],
     slots: Float[Tensor, "B N D"],
     key_weight: Float[Tensor, "D D"],
     value_weight: Float[Tensor, "D D"],
     reach: Int[Tensor, "B"] | None = None,
 ) -> Float[Tensor, "B L D"]:
-    """Tokens attend to the slots (the first `reach` of each row); keys and values are projections by [out, in] matrices.
+    """The same sums in another order, for few tokens: queries are carried into the slots' space by the [out, in] matrices.
 
-    Two orders of the same products: many tokens project the N slots once; few tokens (a step reads one) carry their
-    queries into the slots' space instead, which costs 2 D^2 + 2 H N D a token rather than 2 N D^2.
+    2 D^2 + 2 H N D products a token, where projecting the slots takes 2 N D^2 whatever the number of tokens.
     """
     B, H, L, K = q.shape
-    seen = None if reach is None else (torch.arange(slots.shape[1]) < reach.cpu()[:, None]).to(q.device)  # [B, N]
-    if L >= slots.shape[1]:
-        mask = None if seen is None else seen[:, None, None]
-        k, v = (split_heads(slots @ w.T, H) for w in (key_weight, value_weight))
-        return attend(q, k, v, mask=mask).transpose(1, 2).flatten(2)
     lifted = q.transpose(1, 2)[..., None, :] @ key_weight.view(H, K, -1)  # [B, L, H, 1, D]
     logits = lifted.squeeze(-2).flatten(1, 2) @ slots.mT / math.sqrt(K)  # [B, L H, N]
-    if seen is not None:
-        logits = logits.masked_fill(~seen[:, None], -torch.inf)
+    if reach is not None:
+        logits = logits.masked_fill(~_seen(reach, slots.shape[1], q.device)[:, None], -torch.inf)
     mixed = (logits.softmax(-1) @ slots).view(B, L, H, 1, -1)
     return (mixed @ value_weight.view(H, K, -1).mT).reshape(B, L, H * K)
+
+
+def _seen(reach: Tensor, n_slots: int, device: torch.device) -> Tensor:
+    return (torch.arange(n_slots) < reach.cpu()[:, None]).to(device)  # [B, N]
