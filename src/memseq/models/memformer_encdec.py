@@ -85,13 +85,12 @@ class EncoderLayer(nn.Module):
         self.read = SlotReader(config.d_model, config.n_heads)
         self.read_norm = nn.LayerNorm(config.d_model)
         self.block = Block(config, ())  # the feedforward
-        self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, slots: Tensor) -> Tensor:
+    def forward(self, x: Tensor, slots: Tensor, dropout: nn.Module) -> Tensor:
         q, k, v = self.heads(self.norm(x), torch.arange(x.shape[1], device=x.device))
-        x = x + self.dropout(self.heads.write(attend(q, k, v)))
-        x = x + self.dropout(self.read(self.read_norm(x), slots))
-        return self.block.think(x)
+        x = x + dropout(self.heads.write(attend(q, k, v)))
+        x = x + dropout(self.read(self.read_norm(x), slots))
+        return x + dropout(self.block.ff(self.block.ff_norm(x)))
 
 
 class DecoderLayer(nn.Module):
@@ -138,7 +137,7 @@ class MemformerEncDec(LanguageModel[MemformerEncDecState]):
         L = self.segment_length
         slots = self.write.init_state(batch_size)
         one = slots._replace(slots=slots.slots[:1])
-        encoded = self._encode(self.begin[None, None], one.slots).to(slots.slots.dtype)
+        encoded = self._encode(self.begin[None, None], one.slots, nn.Identity()).to(slots.slots.dtype)
         zero = torch.zeros(batch_size, dtype=torch.int64)
         return MemformerEncDecState(
             slots,
@@ -153,9 +152,10 @@ class MemformerEncDec(LanguageModel[MemformerEncDecState]):
     def _empty_decoder(self, batch_size: int) -> tuple[tuple[State, ...], ...]:
         return tuple(layer.block.init_state(batch_size) for layer in self.decoder)
 
-    def _encode(self, x: Float[Tensor, "B n D"], slots: Float[Tensor, "B N D"]) -> Float[Tensor, "B n D"]:
+    def _encode(self, x: Float[Tensor, "B n D"], slots: Float[Tensor, "B N D"], dropout: nn.Module | None = None) -> Float[Tensor, "B n D"]:
+        """An initial state is made without dropout: it is the same whenever it is asked for."""
         for layer in self.encoder:
-            x = layer(x, slots)
+            x = layer(x, slots, dropout or self.dropout)
         return self.encoder_norm(x)
 
     def _decode(
