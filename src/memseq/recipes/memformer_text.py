@@ -13,7 +13,8 @@ cost in parameters the others get as wider feedforwards.
     no memory           the same Transformer that sees its own segment only
     transformer_xl      relative positions and a cache with stopped gradients
 
-Equal time: each trains for `--minutes` of training steps. Equal tokens: each trains on as many tokens as the slowest of
+Equal time: each trains for `--minutes` of training steps, on a CPU counted in processor time, which does not run while other
+programs hold the cores. Equal tokens: each trains on as many tokens as the slowest of
 them had read. Scored on held-out text, with the state carried through each document, and cleared at every segment.
 Gradients are those of full back-propagation through `horizon` segments, which replay equals; where a window's activations
 fit the memory, one graph is the faster way to them.
@@ -90,6 +91,7 @@ def run(
     model, (learning, aside) = config.build().to(device), text
     training = TrainingConfig(
         minutes=minutes,
+        clock="wall" if device == "cuda" else "processor",
         steps=steps,
         batch_size=what.batch_size,
         segment_length=what.segment_length,

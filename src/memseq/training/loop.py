@@ -62,6 +62,7 @@ class TrainingConfig:
 
     steps: int | None = 1000
     minutes: float | None = None  # training steps alone; a run by minutes cannot repeat itself bit for bit
+    clock: Literal["wall", "processor"] = "wall"  # what minutes are of: processor time does not run while others hold the cores
     batch_size: int = 16
     segment_length: int = 64
     horizon: int = 8  # segments the gradient flows back through
@@ -85,6 +86,8 @@ class TrainingConfig:
         for name in ("steps", "minutes", "eval_every", "clip"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be more than 0, or None")
+        if self.clock not in ("wall", "processor"):
+            raise ConfigError(f"clock={self.clock!r} must be 'wall' or 'processor'")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"dtype={self.dtype!r} must be 'auto', 'float32' or 'bfloat16'")
 
@@ -166,6 +169,7 @@ class _Loop:
         self.backward = config.backend.bind(self.module)
         self.optimizers: Optimizers = config.optimizer.build(model)
         self.checkpoints = checkpoint.Checkpoints(folder=out / "checkpoints", keep_last=config.keep_last)
+        self.clock = time.process_time if config.clock == "processor" else time.perf_counter
         self.step, self.tokens, self.seconds, self.saved_at = 0, 0, 0.0, -1
         self.recent: list[tuple[float, int, int, float]] = []  # of each step since the last line: nats, tokens, bytes, seconds
         self.loss = math.nan
@@ -252,7 +256,7 @@ class _Loop:
 
     def _one_step(self, asked: Asked) -> int:
         """One window; returns the number of the signal that some process got, or 0."""
-        began, config = time.perf_counter(), self.config
+        began, config = self.clock(), self.config
         window = [self._segment() for _ in range(config.horizon)]
         counts = sum(int((segment.targets != -100).sum()) for segment in window)
         text = sum(text_bytes(segment.targets, self.token_bytes) for segment in window)
@@ -273,9 +277,7 @@ class _Loop:
         self.optimizers.zero_grad()
         # all processes go by the same clock, and stop when one of them is asked to
         number = asked.number
-        took, interrupted, terminated = all_sum(
-            [time.perf_counter() - began, number == signal.SIGINT, number == signal.SIGTERM], self.device
-        )
+        took, interrupted, terminated = all_sum([self.clock() - began, number == signal.SIGINT, number == signal.SIGTERM], self.device)
         took /= distributed.world()
         self.state, self.step, self.tokens, self.seconds = (
             checkpoint.settled(state),
