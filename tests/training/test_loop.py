@@ -235,6 +235,24 @@ def test_a_budget_of_minutes(tmp_path):
     assert rates[-1] < 0.5 * max(rates)  # the cosine follows the clock
 
 
+class Slow:
+    """Lanes that keep the loop waiting, as a busy machine does."""
+
+    def __init__(self, lanes):
+        self.lanes, self.state_dict, self.load_state_dict = lanes, lanes.state_dict, lanes.load_state_dict
+
+    def __next__(self):
+        time.sleep(0.05)
+        return next(self.lanes)
+
+
+def test_minutes_of_processor_time_do_not_run_while_the_loop_waits(tmp_path):
+    config = replace(CONFIG, steps=8, clock="processor")
+    summary = train(model(), Slow(config.lanes(TEXT)), config, tmp_path, quiet=True)
+    waited = 8 * config.horizon * 0.05
+    assert 0 < summary.seconds < waited
+
+
 class Poisoned:
     """Lanes after which, at one step, the model's weights are not numbers."""
 
