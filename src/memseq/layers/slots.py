@@ -106,8 +106,8 @@ class SlotWriter(nn.Module):
         for layer in (self.query, self.key, self.value):
             nn.init.normal_(layer.weight, std=D**-0.5)
         self.bias = nn.Parameter(torch.randn(config.n_slots, D) * config.bias_std)
-        self.bias.no_decay = True  # its length is the rate of forgetting, which weight decay would change
-        self.bias.lr_scale = 0.1
+        self.bias.no_decay = True  # ty: ignore[missing-attribute]  # its length is the rate of forgetting, which weight decay would change
+        self.bias.lr_scale = 0.1  # ty: ignore[missing-attribute]
         self.gru = nn.GRUCell(D, D) if config.update == "gru" else None
         self.radius = config.radius or math.sqrt(D)
 

@@ -26,7 +26,7 @@ __all__ = ["MemformerConfig", "MemformerMemory"]
 class MemformerConfig(SlotsConfig):
     """A memory of slots as one layer of a stack; the fields are those of `SlotsConfig`."""
 
-    def build(self) -> "MemformerMemory":
+    def build(self) -> "MemformerMemory":  # ty: ignore[incompatible-method-override]  # a config of a layer, not of a writer
         return MemformerMemory(self)
 
 

@@ -18,7 +18,7 @@ and values (four bytes each between two segments).
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -124,7 +124,8 @@ class MemformerEncDec(LanguageModel[MemformerEncDecState]):
         self.dropout = nn.Dropout(config.dropout)
         with torch.no_grad():
             nn.init.normal_(self.embedding.weight, std=D**-0.5)
-            for layer in (*self.encoder, *self.decoder):
+            layers: list[Any] = [*self.encoder, *self.decoder]
+            for layer in layers:
                 nn.init.normal_(layer.block.ff.up.weight, std=D**-0.5)
                 depth = 3 * max(config.n_encoder_layers, config.n_decoder_layers)
                 nn.init.normal_(layer.block.ff.down.weight, std=(layer.block.ff.down.in_features * depth) ** -0.5)

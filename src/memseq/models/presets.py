@@ -43,7 +43,7 @@ def _memory(system: str) -> Callable[[Size], Any]:
     """How a size is written as the memory of one layer. Imports on use: a preset needs its own system only."""
 
     def build(size: Size) -> Any:
-        heads = {"d_model": size.d_model, "n_heads": size.n_heads}
+        heads: dict[str, Any] = {"d_model": size.d_model, "n_heads": size.n_heads}
         match system:
             case "attention":
                 from memseq.memories.attention import AttentionConfig

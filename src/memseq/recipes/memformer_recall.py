@@ -75,7 +75,7 @@ def contenders() -> list[RecallRun]:
     """Every row of the table."""
     segment = SegmentAttentionConfig(d_model=D, n_heads=4, segment_length=L)
     far = (4, 8, 16, 32, 64, 128)
-    curriculum = {"train_on": (2, 4, 6, 8), "test_on": far, "steps": 1200, "stop_at": None}
+    curriculum: dict[str, Any] = {"train_on": (2, 4, 6, 8), "test_on": far, "steps": 1200, "stop_at": None}
     return [
         RecallRun(name="memformer, S=4", model=memformer()),
         RecallRun(name="memformer, S=8", model=memformer(), train_on=(8,), test_on=(8,)),
@@ -99,7 +99,7 @@ def run(what: RecallRun, *, seed: int = 0) -> dict[str, Any]:
     for step in range(1, what.steps + 1):
         task = RecallTask(n_segments=choice.choice(what.train_on), segment_length=L)
         batch = task.sample(what.batch_size, seed=step + 1_000_000 * seed)
-        segments = batch.segments(L)
+        segments: list[Any] = batch.segments(L)
         cut = max(0, len(segments) - (what.horizon or len(segments)))
         state = model.init_state(what.batch_size)
         with torch.no_grad():

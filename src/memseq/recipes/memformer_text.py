@@ -28,7 +28,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -57,7 +57,7 @@ class TextComparison:
     batch_size: int = 32
     horizon: int = 4
     lr: float = 2e-3
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     scored: int = 1 << 18  # held-out tokens
 
 
@@ -99,7 +99,7 @@ def run(
         optimizer=AdamWConfig(lr=what.lr),
         rate=WarmupCosine(warmup=50),
         backend=Backpropagation(),
-        dtype=what.dtype,  # type: ignore[arg-type]
+        dtype=what.dtype,
         seed=seed,
         save_every=1_000_000,
     )
