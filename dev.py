@@ -197,7 +197,8 @@ def dotted(version: tuple) -> str:
 
 
 def demo(words: list) -> int:
-    return run("-m", "memseq.recipes.demo", *words)
+    # threads that wait by spinning take the cores from each other when the machine has other work: 80 times slower was seen
+    return run("-m", "memseq.recipes.demo", *words, OMP_WAIT_POLICY=os.environ.get("OMP_WAIT_POLICY", "passive"))
 
 
 def test(words: list) -> int:

@@ -250,6 +250,8 @@ COMMANDS = {"train": Train, "eval": Eval, "generate": Generate, "check": Check, 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
+    # threads that wait by spinning take the cores from each other when the machine has other work; read when torch is loaded
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         return parse(list(sys.argv[1:] if words is None else words)).run()
     except MemseqError as error:
