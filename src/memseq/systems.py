@@ -121,7 +121,12 @@ def papers() -> dict[str, Paper]:
         values = dict(re.findall(r"^ *(\w+) *= *{(.*)},?$", entry, flags=re.MULTILINE))
         names = tuple(values["author"].split(" and "))
         found[key] = Paper(
-            key=key, title=values["title"], authors=names, year=int(values["year"]), arxiv=values.get("eprint"), bibtex=entry
+            key=key,
+            title=re.sub("[{}]", "", values["title"]),
+            authors=names,
+            year=int(values["year"]),
+            arxiv=values.get("eprint"),
+            bibtex=entry,
         )
     return found
 
