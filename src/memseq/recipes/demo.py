@@ -113,6 +113,7 @@ def measured(settings: Demo, baseline: str) -> dict[str, Any]:
         "bits_per_byte": told,
         "bits_per_byte_after_1024": far,
         "forget_every": every,
+        "tokens": carried.tokens,
         "reading_tokens_per_second": carried.tokens_per_second,
     }
 
