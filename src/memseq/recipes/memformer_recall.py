@@ -36,6 +36,7 @@ from memseq.recipes.machine import describe
 from memseq.state import state_bytes
 from memseq.tasks.recall import RecallTask
 from memseq.training.cell import StreamCell
+from memseq.training.lanes import Segment
 from memseq.training.optim import AdamWConfig, clip_gradients
 from memseq.training.replay import replay_backward
 
