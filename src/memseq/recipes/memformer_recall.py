@@ -100,7 +100,7 @@ def run(what: RecallRun, *, seed: int = 0) -> dict[str, Any]:
     for step in range(1, what.steps + 1):
         task = RecallTask(n_segments=choice.choice(what.train_on), segment_length=L)
         batch = task.sample(what.batch_size, seed=step + 1_000_000 * seed)
-        segments: list[Any] = batch.segments(L)
+        segments = [Segment(*piece) for piece in batch.segments(L)]
         cut = max(0, len(segments) - (what.horizon or len(segments)))
         state = model.init_state(what.batch_size)
         with torch.no_grad():
