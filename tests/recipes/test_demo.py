@@ -20,16 +20,18 @@ def test_both_models_are_of_the_same_size():
 def test_the_demo(tmp_path, capsys, monkeypatch):
     small = {"d_model": 16, "n_layers": 1, "n_heads": 2, "n_slots": 2}
     monkeypatch.setattr(recipe, "preset", lambda system, size, vocab_size: preset(system, size, vocab_size=vocab_size, **small))
-    settings = Demo(minutes=0.01, tokens=1500, lengths=(64, 256), sample=20, out=tmp_path / "demo")
+    settings = Demo(minutes=0.01, recall_steps=4, asked=4, tokens=1500, lengths=(64, 256), sample=20, out=tmp_path / "demo")
     told = demo(settings, quiet=True)
     json.dumps(told, allow_nan=False)
     assert told["bits_per_byte"]["memory"] == pytest.approx(told["bits_per_byte"]["without memory"], rel=0.5)
+    assert [set(row["accuracy"]) for row in told["recall"]] == 2 * [{"8", "16", "64"}]
     held = {(row["model"], row["length"]): row["state_bytes"] for row in told["streams"]}
     assert held["Memformer", 64] == held["Memformer", 256]
     assert held["Transformer with a cache", 256] > held["Transformer with a cache", 64]
     tell(settings, told)
     out = capsys.readouterr().out
     assert f"memseq eval {settings.out}" in out
+    assert "guessing gives 6%" in " ".join(out.split())
     assert main(["generate", str(settings.out), "--prompt", "def ", "--tokens", "3"]) == 0
     assert main(["eval", str(settings.out), "--tokens", "300"]) == 0
 

@@ -28,7 +28,7 @@ def test_contenders_on_digits_have_as_many_weights_and_their_operations_are_coun
 
 
 def test_recall_learns_nothing_where_nothing_is_trained() -> None:
-    row = memformer_recall.run(RecallRun(name="untrained", model=memformer_recall.memformer(), steps=1, stop_at=None))
+    row = memformer_recall.run(RecallRun(name="untrained", model=memformer_recall.memformer(), steps=1, stop_at=None, asked=128))
     assert row["accuracy"]["4"] < memformer_recall.question().chance + 0.05
 
 
@@ -48,7 +48,7 @@ def test_a_gradient_cut_at_one_segment_never_reaches_the_write(monkeypatch: pyte
     monkeypatch.setattr(memformer_recall, "clip_gradients", look)
     for horizon in (1, 4):
         memformer_recall.run(
-            RecallRun(name="cut", model=memformer_recall.memformer(), horizon=horizon, steps=2, stop_at=None, test_on=(2,))
+            RecallRun(name="cut", model=memformer_recall.memformer(), horizon=horizon, steps=2, stop_at=None, test_on=(2,), asked=8)
         )
     assert seen[1] == 0.0  # the second step: reads have left zero
     assert seen[3] > 0.0

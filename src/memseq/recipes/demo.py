@@ -1,8 +1,10 @@
 """Five minutes that show what a memory buys: `python3 dev.py demo`.
 
-A Memformer and a model of the same size without its slots learn the source text of Python's standard library, each for the
-same time. Then both read files they have not seen, and a table says what the slots are worth, what a stream holds beside
-a cache of keys and values, and how fast it reads. The model stays in runs/demo, for `memseq eval` and `memseq generate`.
+A small Memformer learns by memory replay to keep four symbols through noise, and is asked for them after many more segments than
+it was trained on, beside the same model without slots. Then a Memformer and a model of the same size without slots learn the source
+text of Python's standard library, each for the same time, and read files they have not seen. Tables say what was recalled, what
+the slots are worth on text, what a stream holds beside a cache of keys and values, and how fast it reads. The text model stays in
+runs/demo, for `memseq eval` and `memseq generate`.
 """
 
 import argparse
@@ -17,9 +19,12 @@ from typing import Any
 import torch
 
 from memseq.errors import ConfigError, MemseqError
+from memseq.memories.segment_attention import SegmentAttentionConfig
 from memseq.models.presets import preset
 from memseq.probes import Curve, bits_per_byte, shallow, stream_costs
+from memseq.recipes import memformer_recall
 from memseq.recipes.evaluate_text import curves, first_tokens
+from memseq.recipes.memformer_recall import RecallRun
 from memseq.recipes.memformer_text import as_large_as, weights
 from memseq.recipes.train_text import TextRecipe, train_text
 from memseq.report.tables import as_json, print_table, size
@@ -39,7 +44,9 @@ PROMPT = "def "
 class Demo:
     """How long, how much text, and where to."""
 
-    minutes: float = 2.1  # of training, for each of the two models
+    minutes: float = 1.6  # of training on text, for each of the two models
+    recall_steps: int = 450  # of training on recall, at most
+    asked: int = 256  # samples of recall at each length
     tokens: int = 1 << 16  # of files that were held out, at most
     reading_seconds: float = 12.0  # for each of the three readings of them: a busy machine reads fewer
     lengths: tuple[int, ...] = (1_024, 16_384)  # at which streams are weighed
@@ -74,24 +81,39 @@ def demo(settings: Demo, *, quiet: bool = False) -> dict[str, Any]:
     )
     ours, plain = memformer(256), without_slots(memformer(256))
     told: dict[str, Any] = {"parameters": weights(ours), "baseline_parameters": weights(plain), "minutes": settings.minutes}
-    say(f"1 of 4  training a Memformer of {told['parameters']:,} weights on Python's own source, {settings.minutes:g} minutes", quiet)
+    say("1 of 5  teaching a small Memformer to recall what it saw eight segments ago", quiet)
+    told["recall"] = recalled(settings)
+    say(f"2 of 5  training a Memformer of {told['parameters']:,} weights on Python's own source, {settings.minutes:g} minutes", quiet)
     make_room(settings.out)
     run = train_text(TextRecipe(model=memformer, training=training, scored=1), settings.out, quiet=quiet, command={"system": "demo"})
     if run.exit_code:
         raise KeyboardInterrupt
     with tempfile.TemporaryDirectory() as folder:
-        say(f"2 of 4  training a model of the same size without the slots, {settings.minutes:g} minutes", quiet)
+        say(f"3 of 5  training a model of the same size without the slots, {settings.minutes:g} minutes", quiet)
         other = train_text(TextRecipe(model=lambda _: plain, training=training, scored=1), folder, quiet=quiet)
         if other.exit_code:
             raise KeyboardInterrupt
         say("3 of 4  reading files that both have not seen", quiet)
         told |= measured(settings, folder)
-    say("4 of 4  weighing streams, and writing", quiet)
+    say("5 of 5  weighing streams, and writing", quiet)
     told |= {"tokens_trained": run.tokens, "baseline_tokens_trained": other.tokens, "dtype": run.dtype}
     told |= {"training_tokens_per_second": run.tokens / run.seconds}
     told["streams"] = weighed(settings, ours)
     told["sample"] = written(settings)
     return told | {"seconds": time.perf_counter() - began}
+
+
+def recalled(settings: Demo) -> list[dict[str, Any]]:
+    """Accuracy of recall by the number of segments between, with slots and without."""
+    steps = settings.recall_steps
+    asked: dict[str, Any] = {"train_on": (8,), "test_on": (8, 16, 64), "asked": settings.asked}
+    size: dict[str, Any] = {"d_model": memformer_recall.D, "n_heads": 4, "segment_length": memformer_recall.L}
+    plain = memformer_recall.stack(SegmentAttentionConfig(**size))
+    runs = [
+        RecallRun(name="Memformer", model=memformer_recall.memformer(), steps=steps, stop_at=0.995, **asked),
+        RecallRun(name="the same without slots", model=plain, steps=max(1, steps // 4), **asked),
+    ]
+    return [memformer_recall.run(what, seed=settings.seed) for what in runs]
 
 
 def measured(settings: Demo, baseline: str) -> dict[str, Any]:
@@ -168,6 +190,11 @@ def tell(settings: Demo, told: dict[str, Any]) -> None:
         {"bits per byte, fewer is better": text, "all": bits[name], "from byte 1,024 on": far.get(name)} for name, text in names.items()
     ]
     print()
+    chance = memformer_recall.question().chance
+    asked = [
+        {"symbols recalled": row["name"]} | {f"{n} segments": f"{a:.0%}" for n, a in row["accuracy"].items()} for row in told["recall"]
+    ]
+    print_table(asked, title=f"Recalled, after that many segments of noise (trained on 8; guessing gives {chance:.0%})")
     print_table(rows, title=f"How well it predicts files it has not seen ({told['tokens']:,} bytes of them)")
     rows = [
         {
