@@ -22,7 +22,6 @@ fit the memory, one graph is the faster way to them.
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -144,27 +143,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     what = TextComparison(**{name: getattr(given, name) for name in TextComparison.__dataclass_fields__})
     chosen = {name: config for name, config in contenders(what).items() if given.only in name}
     text, rows = opened(given.corpus), []
+    corpus = given.corpus if given.corpus == "stdlib" else Path(given.corpus).resolve().name
+    command = " ".join(["python -m memseq.recipes.memformer_text", corpus, *sys.argv[2:]])
+    told = {"machine": describe(), "command": command, "corpus": corpus, "shape": vars(what), "rows": rows}
 
-    def add(name: str, budget: str, **limits: Any) -> None:
-        rows.append({"name": name, "budget": budget} | run(chosen[name], text, what, **limits))
-        print(json.dumps({key: value for key, value in rows[-1].items() if key != "by_position"}), flush=True)
+    def keep(row: dict[str, Any]) -> None:
+        """Show the row, and write what there is: a run that is cut short keeps what it measured."""
+        rows.append(row)
+        print(json.dumps({key: value for key, value in row.items() if key != "by_position"}), flush=True)
+        if given.json:
+            Path(given.json).write_text(json.dumps(told, indent=1) + "\n")
 
     for seed in range(given.seeds):
-        for name in chosen:
-            add(name, "equal time", minutes=given.minutes, seed=seed)
-    if not given.no_equal_tokens:
-        for seed in range(given.seeds):
-            fewest = min(row["steps"] for row in rows if row["seed"] == seed and row["budget"] == "equal time")
-            for name in chosen:
-                if next(row["steps"] for row in rows if row["name"] == name and row["seed"] == seed) > fewest:
-                    add(name, "equal tokens", steps=fewest, seed=seed)
-                else:
-                    rows.append(next(row for row in rows if row["name"] == name and row["seed"] == seed) | {"budget": "equal tokens"})
-    corpus = given.corpus if given.corpus == "stdlib" else os.path.basename(os.path.normpath(given.corpus))  # noqa: PTH119 (a name)
-    command = " ".join(["python -m memseq.recipes.memformer_text", corpus, *(a for a in sys.argv[2:] if a != "--json")])
-    result = {"machine": describe(), "command": command, "corpus": corpus, "shape": vars(what), "rows": rows}
-    if given.json:
-        Path(given.json).write_text(json.dumps(result, indent=1) + "\n")
+        timed: dict[str, dict[str, Any]] = {name: {"name": name, "budget": "equal time"} for name in chosen}
+        for name, config in chosen.items():
+            timed[name] |= run(config, text, what, minutes=given.minutes, seed=seed)
+            keep(timed[name])
+        if not given.no_equal_tokens:
+            fewest = min(row["steps"] for row in timed.values())
+            for name, config in chosen.items():
+                again = timed[name] if timed[name]["steps"] == fewest else run(config, text, what, steps=fewest, seed=seed)
+                keep({"name": name} | again | {"budget": "equal tokens"})
 
 
 if __name__ == "__main__":
