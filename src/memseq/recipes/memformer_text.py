@@ -144,7 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = {name: config for name, config in contenders(what).items() if given.only in name}
     text, rows = opened(given.corpus), []
     corpus = given.corpus if given.corpus == "stdlib" else Path(given.corpus).resolve().name
-    command = " ".join(["python -m memseq.recipes.memformer_text", corpus, *sys.argv[2:]])
+    shown = " ".join(sys.argv[2:] if arguments is None else arguments[1:]).partition(" --json")[0]
+    command = f"python -m memseq.recipes.memformer_text {corpus} {shown}"
     told = {"machine": describe(), "command": command, "corpus": corpus, "shape": vars(what), "rows": rows}
 
     def keep(row: dict[str, Any]) -> None:
