@@ -39,7 +39,7 @@ def main() -> None:
     mpl.rcParams.update({"svg.hashsalt": "memseq", "font.family": "sans-serif", "font.size": 10, "svg.fonttype": "none"})
     recall = json.loads((RESULTS / "memformer_recall.json").read_text())
     costs = json.loads((RESULTS / "inference.json").read_text())
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), constrained_layout=True)
     measured = accuracy(recall["rows"])
     for name, (label, colour, line) in CURVES.items():
         points = sorted(measured[name].items())
@@ -51,8 +51,9 @@ def main() -> None:
     left.axvspan(2, 8, color="#eff6ff", zorder=0)
     left.text(4, 50, "trained\nhere", ha="center", color="#6b7280")
     left.set_xscale("log", base=2)
-    left.set(xlabel="segments between the symbols and the question", ylabel="recalled, %", title="What it keeps")
-    left.legend(fontsize=7.5, frameon=False)
+    left.set(xlabel="segments of the stream, symbols in the first, question in the last", ylabel="recalled, %", title="What it keeps")
+    left.set_xticks([2, 4, 8, 16, 32, 64, 128], ["2", "4", "8", "16", "32", "64", "128"])
+    left.legend(fontsize=7.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     contexts = costs["kv_cache"]["rows"]
     lengths = [row["context"] for row in contexts]
     for key, label, colour in (
