@@ -49,3 +49,18 @@ def test_the_state_between_segments_is_the_slots() -> None:
     memory = CONFIG.build()
     sizes = [state_bytes(memory(torch.randn(1, n, 16), memory.init_state(1))[1]) for n in (5, 50, 500)]
     assert sizes[0] == sizes[1] == sizes[2] <= 4 * 3 * 16 + 8 + 3 * 4
+
+
+def test_a_token_carried_to_many_slots_is_the_slots_projected_for_many_tokens() -> None:
+    """Nine slots: a step takes the order of products for few tokens, a piece of five the one for many; gradients too."""
+    memory = build(MemformerConfig(d_model=16, n_heads=2, n_slots=9, segment_length=5))
+    x = torch.randn(2, 12, 16, dtype=torch.float64, requires_grad=True)
+    y, state = memory(x, memory.init_state(2))
+    stepped, after = [], memory.init_state(2)
+    for token in x.unbind(1):
+        out, after = memory.step(token, after)
+        stepped.append(out)
+    z = torch.stack(stepped, dim=1)
+    assert_close(z, y, rtol=1e-11, atol=1e-12)
+    assert_close(after.slots, state.slots, rtol=1e-11, atol=1e-12)
+    assert_close(torch.autograd.grad(z.square().sum(), x), torch.autograd.grad(y.square().sum(), x), rtol=1e-9, atol=1e-12)

@@ -66,6 +66,11 @@ class SlotsConfig:
         return SlotWriter(self)
 
 
+def few(n_tokens: int, n_slots: int) -> bool:
+    """Whether tokens had better be carried into the slots' space than the slots projected: small products are slow ones."""
+    return 4 * n_tokens < n_slots
+
+
 class SlotReader(nn.Module):
     """Cross-attention from tokens to slots. The output projection starts at zero: a model begins without its memory."""
 
@@ -86,7 +91,7 @@ class SlotReader(nn.Module):
         """Of each row's slots the first `reach` are read, all where it is None."""
         q = split_heads(self.query(x), self.n_heads)
         slots = slots.to(q.dtype)
-        if x.shape[1] >= slots.shape[1]:
+        if not few(x.shape[1], slots.shape[1]):
             k, v = (split_heads(layer(slots), self.n_heads) for layer in (self.key, self.value))
             return self.out(read_projected(q, k, v, reach))
         key_weight, value_weight = (weight_of(layer).to(q.dtype) for layer in (self.key, self.value))
@@ -144,7 +149,7 @@ class SlotWriter(nn.Module):
     def _gather(self, keys: Tensor, values: Tensor, state: SlotState) -> tuple[Tensor, Tensor, Tensor]:
         B, H, N, K = state.total.shape
         query = weight_of(self.query).to(state.slots.dtype)
-        if keys.shape[2] >= N:
+        if not few(keys.shape[2], N):
             q = split_heads(F.linear(state.slots, query), H)
             logits = q @ keys.mT
         else:  # few tokens: carry their keys into the slots' space rather than project all slots
