@@ -93,7 +93,7 @@ def demo(settings: Demo, *, quiet: bool = False) -> dict[str, Any]:
         other = train_text(TextRecipe(model=lambda _: plain, training=training, scored=1), folder, quiet=quiet)
         if other.exit_code:
             raise KeyboardInterrupt
-        say("3 of 4  reading files that both have not seen", quiet)
+        say("4 of 5  reading files that both have not seen", quiet)
         told |= measured(settings, folder)
     say("5 of 5  weighing streams, and writing", quiet)
     told |= {"tokens_trained": run.tokens, "baseline_tokens_trained": other.tokens, "dtype": run.dtype}
