@@ -10,7 +10,7 @@ STEMS = [stem for stem, system in SYSTEMS.items() if system.config is not None]
 
 
 def test_every_system_has_small_configs() -> None:
-    assert set(STEMS) <= set(CONFIGS), "add the small configs of a new system to tests/contract/configs.py"
+    assert set(STEMS) <= set(CONFIGS), "add the small configs of a new system to tests/contract/small/<stem>.py"
 
 
 @pytest.mark.parametrize("stem", CONFIGS)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from memseq.errors import ConfigError
 from memseq.layers.slots import SlotReader, SlotsConfig, SlotState
+from memseq.memories.sliding_window import SlidingWindowConfig
 from memseq.models.language_model import LanguageModel
 from memseq.models.stack import Block, check_stack, init_weights
 from memseq.state import State
@@ -48,6 +49,13 @@ class MemformerLMConfig:
             raise ConfigError(f"slots has d_model={self.slots.d_model} and the model d_model={self.d_model}; make them equal")
         if self.memory not in ("shared", "per_layer"):
             raise ConfigError(f"memory must be 'shared' or 'per_layer', got {self.memory!r}")
+
+    @classmethod
+    def of_size(cls, size: Any, vocab_size: int) -> "MemformerLMConfig":
+        """The language model of a `presets.Size`: a window in every block, one memory of slots for all."""
+        window = SlidingWindowConfig(d_model=size.d_model, n_heads=size.n_heads, window=size.window)
+        slots = SlotsConfig(d_model=size.d_model, n_heads=size.n_heads, n_slots=size.n_slots, segment_length=size.segment_length)
+        return cls(vocab_size=vocab_size, d_model=size.d_model, layers=size.n_layers * (window,), slots=slots)
 
     def build(self) -> "MemformerLM":
         return MemformerLM(self)

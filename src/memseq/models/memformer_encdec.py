@@ -63,6 +63,19 @@ class MemformerEncDecConfig:
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
 
+    @classmethod
+    def of_size(cls, size: Any, vocab_size: int) -> "MemformerEncDecConfig":
+        """The model of a `presets.Size`: its layers are halved between encoder and decoder."""
+        slots = SlotsConfig(d_model=size.d_model, n_heads=size.n_heads, n_slots=size.n_slots, segment_length=size.segment_length)
+        return cls(
+            vocab_size=vocab_size,
+            d_model=size.d_model,
+            n_heads=size.n_heads,
+            n_encoder_layers=size.n_layers - size.n_layers // 2,
+            n_decoder_layers=size.n_layers // 2,
+            slots=slots,
+        )
+
     def build(self) -> "MemformerEncDec":
         return MemformerEncDec(self)
 

@@ -7,15 +7,14 @@
 Systems of one size share width, depth and feedforward, so that what differs is the memory.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from memseq.errors import ConfigError, nearest
 from memseq.layers.slots import SlotsConfig
-from memseq.models.memformer import MemformerLMConfig
 from memseq.models.memformer_encdec import MemformerEncDecConfig
 from memseq.models.stack import StackConfig
+from memseq.systems import SYSTEMS, config_class
 
 __all__ = ["PAPER_SHAPES", "SIZES", "Size", "mnist", "preset", "systems_with_presets", "wikitext103"]
 
@@ -39,60 +38,32 @@ SIZES = {
 }
 
 
-def _memory(system: str) -> Callable[[Size], Any]:
-    """How a size is written as the memory of one layer. Imports on use: a preset needs its own system only."""
-
-    def build(size: Size) -> Any:
-        heads: dict[str, Any] = {"d_model": size.d_model, "n_heads": size.n_heads}
-        match system:
-            case "attention":
-                from memseq.memories.attention import AttentionConfig
-
-                return AttentionConfig(**heads)
-            case "sliding_window":
-                from memseq.memories.sliding_window import SlidingWindowConfig
-
-                return SlidingWindowConfig(**heads, window=size.window)
-            case "segment_attention":
-                from memseq.memories.segment_attention import SegmentAttentionConfig
-
-                return SegmentAttentionConfig(**heads, segment_length=size.segment_length)
-            case "transformer_xl":
-                from memseq.memories.transformer_xl import TransformerXLConfig
-
-                return TransformerXLConfig(**heads, segment_length=size.segment_length, window=size.window)
-            case "elman":
-                from memseq.memories.elman import ElmanConfig
-
-                return ElmanConfig(d_model=size.d_model)
-            case "jordan":
-                from memseq.memories.jordan import JordanConfig
-
-                return JordanConfig(d_model=size.d_model)
-            case "lstm":
-                from memseq.memories.lstm import LSTMConfig
-
-                return LSTMConfig(d_model=size.d_model)
-            case _:
-                from memseq.memories.gru import GRUConfig
-
-                return GRUConfig(d_model=size.d_model)
-
-    return build
-
-
-STACKS = ("attention", "elman", "gru", "jordan", "lstm", "segment_attention", "sliding_window", "transformer_xl")
+def _takes(config: Any) -> set[str]:
+    """The fields of a size that a memory's config has; empty where it needs something that no size says."""
+    names = {f.name for f in fields(config)} & set(Size.__dataclass_fields__) - {"n_layers"}
+    needs = {f.name for f in fields(config) if f.default is MISSING and f.default_factory is MISSING}
+    return names if needs <= names else set()
 
 
 def systems_with_presets() -> list[str]:
-    """The systems `preset` knows."""
-    return sorted([*STACKS, "memformer", "memformer_encdec"])
+    """The systems `preset` knows: memories whose config is a matter of size, and all that say for themselves what a size is."""
+    built = {
+        row.stem: config_class(row.stem) for row in SYSTEMS.values() if row.kind in {"memory", "model"} and row.stem not in _SPOKEN_FOR
+    }
+    return sorted(stem for stem, config in built.items() if hasattr(config, "of_size") or _takes(config))
+
+
+# stems that are built under another's name: Memformer is its language model, a stack is of other memories
+_MODEL_OF = {"memformer": "memformer_lm"}
+_SPOKEN_FOR = {"memformer_lm", "stack"}
 
 
 def preset(system: str, size: str = "tiny", *, vocab_size: int = 256, **changes: int) -> Any:
     """The config of a language model of `system` in `size`; `changes` replaces fields of `Size`.
 
-    Raises `ConfigError` on a name that is not known, with the nearest one.
+    A memory makes a stack of blocks, from the fields its config shares with `Size`. A config that is more than such fields has a
+    class method of its own: `of_size(size)` for a memory, `of_size(size, vocab_size)` for a model. Raises `ConfigError` on a name
+    that is not known, with the nearest one.
 
     >>> preset("memformer", "tiny", n_slots=32).slots.n_slots
     32
@@ -103,27 +74,15 @@ def preset(system: str, size: str = "tiny", *, vocab_size: int = 256, **changes:
     if unknown:
         raise ConfigError(f"a size has no field {unknown[0]!r}; {nearest(unknown[0], list(Size.__dataclass_fields__))}")
     shape = Size(**{**vars(SIZES[size]), **changes})
-    if system == "memformer":
-        return MemformerLMConfig(
-            vocab_size=vocab_size, d_model=shape.d_model, layers=shape.n_layers * (_memory("sliding_window")(shape),), slots=_slots(shape)
-        )
-    if system == "memformer_encdec":
-        half = shape.n_layers // 2
-        return MemformerEncDecConfig(
-            vocab_size=vocab_size,
-            d_model=shape.d_model,
-            n_heads=shape.n_heads,
-            n_encoder_layers=shape.n_layers - half,
-            n_decoder_layers=half,
-            slots=_slots(shape),
-        )
-    if system not in STACKS:
-        raise ConfigError(f"there is no preset for {system!r}; {nearest(system, systems_with_presets())}")
-    return StackConfig(vocab_size=vocab_size, d_model=shape.d_model, layers=shape.n_layers * (_memory(system)(shape),))
-
-
-def _slots(shape: Size) -> SlotsConfig:
-    return SlotsConfig(d_model=shape.d_model, n_heads=shape.n_heads, n_slots=shape.n_slots, segment_length=shape.segment_length)
+    known = systems_with_presets()
+    if system not in known:
+        raise ConfigError(f"there is no preset for {system!r}; {nearest(system, known)}")
+    stem = _MODEL_OF.get(system, system)
+    config: Any = config_class(stem)
+    if SYSTEMS[stem].kind == "model":
+        return config.of_size(shape, vocab_size)
+    memory = config.of_size(shape) if hasattr(config, "of_size") else config(**{name: getattr(shape, name) for name in _takes(config)})
+    return StackConfig(vocab_size=vocab_size, d_model=shape.d_model, layers=shape.n_layers * (memory,))
 
 
 def wikitext103(*, vocab_size: int = 50257, n_slots: int = 1024, segment_length: int = 128) -> MemformerEncDecConfig:
