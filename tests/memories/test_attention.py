@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from reading import aged, read
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -30,19 +31,6 @@ def by_the_formula(memory, x, sees):
     seen = torch.tensor([[sees(t, s) for s in range(T)] for t in range(T)])
     o = torch.einsum("b h t s, b s h k -> b t h k", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
     return F.linear(o.flatten(2), memory.heads.out.weight)
-
-
-def read(memory, x, cuts, state=None):
-    state, y = memory.init_state(len(x)) if state is None else state, []
-    for piece in x.split(cuts, dim=1):
-        o, state = memory(piece, state)
-        y.append(o)
-    return torch.cat(y, dim=1), state
-
-
-def aged(memory, past):
-    """The state of a stream that has read `past`, which may be nothing."""
-    return memory.advance(past, memory.init_state(1)) if past.shape[1] else memory.init_state(1)
 
 
 @pytest.mark.parametrize("cuts", [[37], [1] * 37, [5, 31, 1], [8, 8, 8, 8, 5], [3, 1, 33]], ids=str)

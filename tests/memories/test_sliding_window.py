@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from reading import aged, read
 from torch.testing import assert_close
 
 from memseq.errors import ConfigError
@@ -15,19 +16,6 @@ SMALL = {"d_model": 12, "n_heads": 2}
 
 def build(window, **options):
     return SlidingWindowConfig(**SMALL, window=window, **options).build().double()
-
-
-def read(memory, x, cuts, state=None):
-    state, y = memory.init_state(len(x)) if state is None else state, []
-    for piece in x.split(cuts, dim=1):
-        o, state = memory(piece, state)
-        y.append(o)
-    return torch.cat(y, dim=1), state
-
-
-def aged(memory, past):
-    """The state of a stream that has read `past`, which may be nothing."""
-    return memory.advance(past, memory.init_state(1)) if past.shape[1] else memory.init_state(1)
 
 
 @pytest.mark.parametrize("window", [1, 2, 7, 64, 100])

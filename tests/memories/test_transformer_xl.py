@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from reading import aged, read
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -52,19 +53,6 @@ def by_the_equations(memory, x):
             heads.append(torch.einsum("b s, b s k -> b k", ((content + position) / math.sqrt(K)).softmax(-1), v))
         y.append(torch.cat(heads, dim=-1) @ memory.out.weight.T)
     return torch.stack(y, dim=1)
-
-
-def read(memory, x, cuts, state=None):
-    state, y = memory.init_state(len(x)) if state is None else state, []
-    for piece in x.split(cuts, dim=1):
-        o, state = memory(piece, state)
-        y.append(o)
-    return torch.cat(y, dim=1), state
-
-
-def aged(memory, past):
-    """The state of a stream that has read `past`, which may be nothing."""
-    return memory.advance(past, memory.init_state(1)) if past.shape[1] else memory.init_state(1)
 
 
 @pytest.mark.parametrize("cuts", [[21], [1] * 21, [8, 12, 1], [3, 9, 9]], ids=str)

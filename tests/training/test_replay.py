@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from cells import B, D, GRUCell, L, segments
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -28,34 +29,8 @@ from memseq.training.live_bytes import LiveBytes
 from memseq.training.replay import checkpointed_loss, replay_backward
 from memseq.training.schedules import KeepAll, Offload, Revolve, Schedule, Sqrt
 
-B, L, D, N = 3, 4, 6, 5
+N = 5  # slots
 SCHEDULES = [KeepAll(), Sqrt(), Revolve(slots=1), Revolve(slots=3), Offload(), Offload(inner=Sqrt())]
-
-
-class GRUCell(nn.Module):
-    """A GRU over the segment's tokens, and a linear head."""
-
-    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
-        super().__init__()
-        self.start = nn.Parameter(torch.randn(D, dtype=dtype))  # a learned initial state
-        self.cell, self.head = nn.GRUCell(D, D, dtype=dtype), nn.Linear(D, D, dtype=dtype)
-
-    def init_state(self) -> tuple[Tensor]:
-        return (self.start.tanh().expand(B, D),)
-
-    def read(self, x: Tensor, state: tuple[Tensor]) -> tuple[Tensor, tuple[Tensor]]:
-        h, hs = state[0], []
-        for x_t in x.unbind(1):
-            h = self.cell(x_t, h)
-            hs.append(h)
-        return torch.stack(hs, dim=1), (h,)
-
-    def loss(self, x: Tensor, state: tuple[Tensor]) -> tuple[Tensor, tuple[Tensor]]:
-        hs, state = self.read(x, state)
-        return self.head(hs[:, :-1]).sub(x[:, 1:]).square().sum(), state
-
-    def advance(self, x: Tensor, state: tuple[Tensor]) -> tuple[Tensor]:
-        return self.read(x, state)[1]
 
 
 class Slots(NamedTuple):
@@ -95,10 +70,6 @@ class SlotsCell(nn.Module):
 
 
 CELLS = [GRUCell, SlotsCell]
-
-
-def segments(n: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    return [torch.randn(B, L, D, dtype=dtype) for _ in range(n)]
 
 
 def seed(number: int = 7) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from cells import B, D, GRUCell, L, segments
+from torch import nn
 from torch.testing import assert_close
 
 from memseq.errors import InputError, StateError, TrainingError
@@ -10,37 +11,7 @@ from memseq.state import map_state
 from memseq.training.replay import checkpointed_loss, replay_backward
 from memseq.training.schedules import KeepAll, Offload, Revolve, Sqrt
 
-B, L, D = 3, 4, 6
 SCHEDULES = [KeepAll(), Sqrt(), Revolve(slots=1), Revolve(slots=3), Offload()]
-
-
-class GRUCell(nn.Module):
-    """A GRU over the segment's tokens, and a linear head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cell, self.head = nn.GRUCell(D, D, dtype=torch.float64), nn.Linear(D, D, dtype=torch.float64)
-
-    def init_state(self) -> tuple[Tensor]:
-        return (torch.zeros(B, D, dtype=torch.float64),)
-
-    def read(self, x: Tensor, state: tuple[Tensor]) -> tuple[Tensor, tuple[Tensor]]:
-        h, hs = state[0], []
-        for x_t in x.unbind(1):
-            h = self.cell(x_t, h)
-            hs.append(h)
-        return torch.stack(hs, dim=1), (h,)
-
-    def loss(self, x: Tensor, state: tuple[Tensor]) -> tuple[Tensor, tuple[Tensor]]:
-        hs, state = self.read(x, state)
-        return self.head(hs[:, :-1]).sub(x[:, 1:]).square().sum(), state
-
-    def advance(self, x: Tensor, state: tuple[Tensor]) -> tuple[Tensor]:
-        return self.read(x, state)[1]
-
-
-def segments(n: int) -> list[Tensor]:
-    return [torch.randn(B, L, D, dtype=torch.float64) for _ in range(n)]
 
 
 def test_a_state_written_in_place_is_named():
@@ -50,9 +21,8 @@ def test_a_state_written_in_place_is_named():
             state[0].add_(1.0)
             return new
 
-    cell = Writes()
     with pytest.raises(StateError, match=r"leaf '0' was written in place .* clone"):
-        replay_backward(cell, segments(3), cell.init_state())
+        replay_backward(Writes(), segments(3), (torch.zeros(B, D, dtype=torch.float64),))
 
 
 def test_a_state_that_is_not_finite_stops_before_any_gradient():

@@ -2,41 +2,13 @@
 
 import pytest
 import torch
+from cells import B, D, GRUCell, segments
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from memseq.training.replay import replay_backward
 
-B, L, D = 3, 4, 6
-
-
-class GRUCell(nn.Module):
-    """A GRU over the segment's tokens, and a linear head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cell, self.head = nn.GRUCell(D, D), nn.Linear(D, D)
-
-    def init_state(self) -> tuple[Tensor]:
-        return (torch.zeros(B, D),)
-
-    def read(self, x: Tensor, state: tuple[Tensor]) -> tuple[Tensor, tuple[Tensor]]:
-        h, hs = state[0], []
-        for x_t in x.unbind(1):
-            h = self.cell(x_t, h)
-            hs.append(h)
-        return torch.stack(hs, dim=1), (h,)
-
-    def loss(self, x: Tensor, state: tuple[Tensor]) -> tuple[Tensor, tuple[Tensor]]:
-        hs, state = self.read(x, state)
-        return self.head(hs[:, :-1]).sub(x[:, 1:]).square().sum(), state
-
-    def advance(self, x: Tensor, state: tuple[Tensor]) -> tuple[Tensor]:
-        return self.read(x, state)[1]
-
-
-def segments(n: int) -> list[Tensor]:
-    return [torch.randn(B, L, D) for _ in range(n)]
+F32 = torch.float32
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
@@ -68,7 +40,7 @@ def test_bf16_autocast_gives_every_parameter_its_gradient(outer):
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 return super().loss(x, state)
 
-    cell, xs = (GRUCell if outer else Wide)(), segments(4)
+    cell, xs = (GRUCell if outer else Wide)(F32), segments(4, F32)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outer):
         total = bptt(cell, xs, cell.init_state())
     total.backward()
@@ -97,7 +69,7 @@ def test_products_of_float32_states_stay_float32_in_a_backward_inside_autocast()
         def advance(self, x, state):
             return self.loss(x, state)[1]
 
-    cell, xs, state = Recurrent(), segments(5), (torch.randn(B, D),)
+    cell, xs, state = Recurrent(), segments(5, F32), (torch.randn(B, D),)
     bptt(cell, xs, state).backward()
     theirs = gradients(cell)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -106,7 +78,7 @@ def test_products_of_float32_states_stay_float32_in_a_backward_inside_autocast()
 
 
 def test_a_gradient_scaler_unscales_to_the_same_gradients():
-    cell, xs = GRUCell(), segments(4)
+    cell, xs = GRUCell(F32), segments(4, F32)
     replay_backward(cell, xs, cell.init_state())
     theirs = {name: g.clone() for name, g in gradients(cell).items()}
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14)
