@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memseq.contract import Memory, empty
@@ -92,6 +92,15 @@ class SegmentAttentionMemory(Memory[SegmentAttentionState]):
             state = self._close(self._append(k[:, :, :n], v[:, :, :n], state))
             k, v = k[:, :, n:], v[:, :, n:]
         return state
+
+    def read_masked(
+        self, x: Float[Tensor, "B T D"], state: SegmentAttentionState, mask: Bool[Tensor, "T S"]
+    ) -> tuple[Float[Tensor, "B T D"], SegmentAttentionState]:
+        """As `forward` inside one segment, with a mask in place of causality: True where a token of x sees a token of the S read."""
+        q, k, v = self.heads(x, places(state.position, x.shape[1], x.device))
+        kept = self._append(k, v, state)
+        keys, values = kept.keys[:, :, : mask.shape[1]], kept.values[:, :, : mask.shape[1]]
+        return self.heads.write(attend(q, keys, values, mask=mask, dropout=self._dropout)), self._close(kept)
 
     def _read_whole(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         L = self.config.segment_length

@@ -82,11 +82,11 @@ class Block(nn.Module):
     def init_state(self, batch_size: int) -> tuple[State, ...]:
         return tuple(memory.init_state(batch_size) for memory in self.memories)
 
-    def remember(self, x: Tensor, states: tuple[State, ...]) -> tuple[Tensor, tuple[State, ...]]:
-        """The memories' branches."""
+    def remember(self, x: Tensor, states: tuple[State, ...], mask: Tensor | None = None) -> tuple[Tensor, tuple[State, ...]]:
+        """The memories' branches; a mask is for memories that are `Masked` (`models/backbone.py`)."""
         after = []
         for norm, memory, state in zip(self.norms, self.memories, states, strict=True):
-            y, state = memory(norm(x), state)
+            y, state = memory(norm(x), state) if mask is None else memory.read_masked(norm(x), state, mask)
             x = x + self.dropout(y)
             after.append(state)
         return x, tuple(after)
