@@ -22,6 +22,7 @@ from memseq.errors import StateError
 
 __all__ = [
     "State",
+    "auxiliary",
     "batch_size",
     "choose",
     "detach",
@@ -72,6 +73,16 @@ def batch_size(state: State) -> int | None:
     """The number of streams a state holds; None for `()`, which holds any."""
     leaves = tensors(state)
     return leaves[0].shape[0] if leaves else None
+
+
+def auxiliary(state: State) -> Tensor | None:
+    """What the memories of a state have added to the loss so far, [B]: the sum of the leaves named `auxiliary`, None without any.
+
+    A memory with a loss of its own (a router's balance, a compression's error) adds each token's share to such a leaf while it
+    trains. A leaf is all that the law lets through: it is cut, replayed and differentiated like everything else in a state.
+    """
+    found = [t for name, t in zip(leaf_names(state), tensors(state), strict=True) if name.rpartition(".")[2] == "auxiliary"]
+    return torch.stack(found).sum(0) if found else None
 
 
 def detach(state: S) -> S:

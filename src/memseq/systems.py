@@ -79,6 +79,12 @@ _ROWS = (
         "transformer_xl", "TransformerXLConfig", "dai2019transformerxl", "attention to a cache of the last inputs, by relative position"
     ),
     _memory(
+        "compressive",
+        "CompressiveConfig",
+        "rae2020compressive",
+        "Transformer-XL whose cache is compressed rather than dropped",
+    ),
+    _memory(
         "attention", "AttentionConfig", "vaswani2017attention", "causal attention to all that was read: unbounded, the honest baseline"
     ),
     _memory("sliding_window", "SlidingWindowConfig", "beltagy2020longformer", "causal attention to the last tokens of a fixed window"),

@@ -38,8 +38,8 @@ def by_the_equations(memory, x):
     """§3.3 of the paper, one token and one head after the other; SG is a detach of the inputs, never of the projections."""
     c, (_, T, D) = memory.config, x.shape
     H, K, L = c.n_heads, D // c.n_heads, c.segment_length
-    W_q, W_k, W_v = memory.inputs.weight.view(3, H, K, D)
-    W_R, y = memory.relative.weight.view(H, K, D), []
+    W_q, W_k, W_v = memory.heads.inputs.weight.view(3, H, K, D)
+    W_R, y = memory.heads.relative.weight.view(H, K, D), []
     for i in range(T):
         border = i // L * L
         first = max(0, i - c.window + 1 if c.visible == "sliding" else border - c.window)
@@ -48,10 +48,10 @@ def by_the_equations(memory, x):
         R, context, heads = sinusoids(distances, D), torch.stack(stopped, dim=1), []
         for h in range(H):
             q, k, v = x[:, i] @ W_q[h].T, context @ W_k[h].T, context @ W_v[h].T
-            content = torch.einsum("b k, b s k -> b s", q + memory.content_bias[h], k)
-            position = torch.einsum("b k, s k -> b s", q + memory.position_bias[h], R @ W_R[h].T)
+            content = torch.einsum("b k, b s k -> b s", q + memory.heads.content_bias[h], k)
+            position = torch.einsum("b k, s k -> b s", q + memory.heads.position_bias[h], R @ W_R[h].T)
             heads.append(torch.einsum("b s, b s k -> b k", ((content + position) / math.sqrt(K)).softmax(-1), v))
-        y.append(torch.cat(heads, dim=-1) @ memory.out.weight.T)
+        y.append(torch.cat(heads, dim=-1) @ memory.heads.out.weight.T)
     return torch.stack(y, dim=1)
 
 
@@ -93,11 +93,11 @@ def test_without_a_window_segments_are_independent():
 def test_without_biases_and_positions_it_is_plain_attention():
     memory = build(window=20, segment_length=20)
     with torch.no_grad():
-        for parameter in (memory.content_bias, memory.position_bias, memory.relative.weight):
+        for parameter in (memory.heads.content_bias, memory.heads.position_bias, memory.heads.relative.weight):
             parameter.zero_()
     x = torch.randn(2, 20, 12, dtype=F64)
-    q, k, v = (z.view(2, 20, 2, 6).transpose(1, 2) for z in F.linear(x, memory.inputs.weight).chunk(3, dim=-1))
-    expected = memory.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+    q, k, v = (z.view(2, 20, 2, 6).transpose(1, 2) for z in F.linear(x, memory.heads.inputs.weight).chunk(3, dim=-1))
+    expected = memory.heads.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
     assert_close(memory(x, memory.init_state(2))[0], expected, rtol=1e-10, atol=1e-12)
 
 
@@ -155,7 +155,7 @@ def test_a_cache_that_is_reset_is_masked_not_zero():
 
 def test_distances_are_embedded_anew_in_another_dtype():
     memory = TransformerXLConfig(**SMALL, window=300, segment_length=8).build().bfloat16().double()
-    assert_close(memory.distances, sinusoids(torch.arange(299, -1, -1), 12), rtol=0, atol=0)
+    assert_close(memory.heads.distances, sinusoids(torch.arange(299, -1, -1), 12), rtol=0, atol=0)
 
 
 def test_the_state_costs_what_its_docstring_says():

@@ -13,11 +13,12 @@ from typing import TypeVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from memseq.contract import Memory, check_rows
 from memseq.errors import InputError
 from memseq.ops.cross_entropy import IGNORE, linear_cross_entropy
+from memseq.ops.linear import linear
+from memseq.state import auxiliary
 
 __all__ = ["LanguageModel"]
 
@@ -47,7 +48,11 @@ class LanguageModel(Memory[S]):
 
     def head(self, h: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Logits of the next token."""
-        return F.linear(h, self.embedding.weight)
+        return linear(h, self.embedding.weight)
+
+    def score(self, h: Float[Tensor, "N D"], targets: Int[Tensor, "N"]) -> Float[Tensor, ""]:
+        """The sum of the losses of features h in nats: what `head` and a cross-entropy give, without the table of logits."""
+        return linear_cross_entropy(h, self.embedding.weight, targets)
 
     def forward(self, tokens: Int[Tensor, "B T"], state: S) -> tuple[Float[Tensor, "B T V"], S]:
         h, state = self.features(tokens, state)
@@ -62,15 +67,21 @@ class LanguageModel(Memory[S]):
         return self.features(tokens, state)[1]
 
     def loss(self, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B targets"], state: S) -> tuple[Float[Tensor, ""], Int[Tensor, ""], S]:
-        """The sum of the losses in nats, the number of scored tokens (targets other than -100), and the next state."""
+        """The sum of the losses in nats, the number of scored tokens (targets other than -100), and the next state.
+
+        While training, what the memories add of their own (`state.auxiliary`) is part of the sum.
+        """
         self.check_input(tokens, state)
         if targets.shape != tokens.shape:
             raise InputError(
                 f"targets have shape {list(targets.shape)} and tokens {list(tokens.shape)}; give one target a token, -100 for none"
             )
-        h, state = self.features(tokens, state)
-        total = linear_cross_entropy(h.flatten(0, 1), self.embedding.weight, targets.flatten())
-        return total, (targets != IGNORE).sum(), state
+        h, after = self.features(tokens, state)
+        total = self.score(h.flatten(0, 1), targets.flatten())
+        if self.training:
+            before, now = auxiliary(state), auxiliary(after)
+            total = total if before is None or now is None else total + (now - before).sum()
+        return total, (targets != IGNORE).sum(), after
 
     def check_input(self, tokens: Tensor, state: S) -> None:
         """Raise `InputError` or `StateError` where `tokens` [B, T] and `state` cannot be read together.
