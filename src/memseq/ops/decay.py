@@ -1,0 +1,158 @@
+"""A matrix that fades by a scalar gate: linear attention, RetNet and Mamba-2 are this one recurrence.
+
+Source: Katharopoulos et al. (arXiv:2006.16236), RetNet (arXiv:2307.08621), Mamba-2 (arXiv:2405.21060).
+
+    S_t = a_t S_{t-1} + k_t^T v_t         a_t = exp(log_a_t), log_a_t <= 0
+    y_t = q_t S_t
+
+Row vectors; everything per head. In a chunk of L tokens that starts from S_0, with c_t the sum of log_a over the chunk up to t and
+G_tj = exp(c_t - c_j) for j <= t, else 0:
+
+    Y   = diag(e^c) Q S_0 + (Q K^T * G) V
+    S_L = e^{c_L} S_0 + K^T diag(e^{c_L - c}) V
+
+Queries and keys may be fewer than values: G groups of them, each for H / G heads side by side (Mamba-2's B and C). Then Q K^T is
+formed once a group, and the products with S are one product a group.
+
+Numbers (`tests/ops/test_decay.py`, float32 against float64, relative): 1e-6 at chunk sizes 16 to 256, gates at their limits
+(log_a = 0 and -30) included. Inputs of lower precision are computed in the precision of S, float32 at least.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from memseq.errors import InputError
+from memseq.ops.chunks import causal_gates, form_for, lengths, within_chunks
+
+__all__ = ["decay_chunkwise", "decay_recurrent"]
+
+Keys = Float[Tensor, "B G T K"]
+Values = Float[Tensor, "B H T V"]
+Gates = Float[Tensor, "B H T"]
+Matrix = Float[Tensor, "B H K V"]
+
+
+def decay_recurrent(q: Keys, k: Keys, v: Values, log_a: Gates, S: Matrix) -> tuple[Values, Matrix]:
+    """The definition, token by token: what every other form is tested against, and the fastest for one token."""
+    dtype, share = S.dtype, _share(k, v)
+    with torch.autocast(S.device.type, enabled=False):
+        q, k = (z.to(dtype)[..., None, :] for z in (q, k))
+        q, k = (z if share == 1 else z.repeat_interleave(share, dim=1) for z in (q, k))
+        v, a = v.to(dtype)[..., None, :], log_a.to(dtype).exp()[..., None, None]
+        y = []
+        for q_t, k_t, v_t, a_t in zip(*(z.unbind(2) for z in (q, k, v, a)), strict=True):
+            S = torch.addcmul(a_t * S, k_t.mT, v_t)
+            y.append(q_t @ S)
+        return torch.cat(y, dim=2), S
+
+
+def decay_chunkwise(q: Keys, k: Keys, v: Values, log_a: Gates, S: Matrix, *, chunk_size: int = 64) -> tuple[Values, Matrix]:
+    """Equal to `decay_recurrent`, by matrix products within a chunk; the last chunk is as short as what is left.
+
+    Differentiable once, by hand: the backward pass keeps y and the matrix at the start of every chunk, and recomputes the rest.
+    """
+    if form_for(q.shape[2], chunk_size) == "recurrent":
+        return decay_recurrent(q, k, v, log_a, S)
+    _share(k, v)
+    inputs = (q, k, v, log_a, S)
+    if torch.is_grad_enabled() and any(z.requires_grad for z in inputs):
+        return _Decay.apply(*inputs, chunk_size)
+    return _read(*inputs, chunk_size, None)
+
+
+def _share(k: Tensor, v: Tensor) -> int:
+    """How many heads read with one group's keys."""
+    if v.shape[1] % k.shape[1]:
+        raise InputError(f"{v.shape[1]} heads of values cannot share {k.shape[1]} groups of keys equally; use a divisor of {v.shape[1]}")
+    return v.shape[1] // k.shape[1]
+
+
+def _by_token(z: Tensor, share: int) -> Tensor:
+    """[B, G R, L, V] -> [B G, L, R, V]: one wide matrix a group."""
+    return z.unflatten(1, (-1, share)).transpose(2, 3).flatten(0, 1)
+
+
+def _read(q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, S: Tensor, chunk_size: int, kept: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+    """All chunks in turn. `kept` receives the matrix at the start of each, as [B G, K, R V]."""
+    (B, H, T, V), share, dtype = v.shape, _share(k, v), S.dtype
+    pieces = lengths(T, chunk_size)
+    y = S.new_empty(B, T, H, V).transpose(1, 2)
+    with torch.autocast(S.device.type, enabled=False):
+        c = within_chunks(log_a.to(dtype), pieces)
+        S = _by_token(S, share).flatten(2)
+        for q_, k_, v_, c_, y_ in zip(*(z.split(pieces, dim=2) for z in (q, k, v, c, y)), strict=True):
+            q_, k_, v_ = q_.to(dtype).flatten(0, 1), k_.to(dtype).flatten(0, 1), v_.to(dtype)
+            grow, fade, keep = _factors(c_, share)
+            L = q_.shape[1]
+            inside = _gates(c_, share).mul_((q_ @ k_.mT)[:, None]).flatten(0, 1) @ v_.flatten(0, 1)
+            before = (q_ @ S).unflatten(2, (share, V)).mul_(grow)
+            y_.unflatten(1, (-1, share)).copy_(before.unflatten(0, (B, -1)).transpose(2, 3).add_(inside.view(B, -1, share, L, V)))
+            if kept is not None:
+                kept.append(S)
+            values = (_by_token(v_, share) * fade).flatten(2)
+            S = (S.unflatten(2, (share, V)) * keep).flatten(2).baddbmm_(k_.mT, values)
+    return y, _heads_of(S, B, share, V)
+
+
+def _heads_of(S: Tensor, B: int, share: int, V: int) -> Tensor:
+    """[B G, K, R V] -> [B, G R, K, V]."""
+    return S.unflatten(2, (share, V)).transpose(1, 2).unflatten(0, (B, -1)).flatten(1, 2)
+
+
+def _factors(c: Tensor, share: int) -> tuple[Tensor, Tensor, Tensor]:
+    """e^c and e^{c_L - c} of [B G, L, R, 1], and e^{c_L} of [B G, 1, R, 1]."""
+    c = _by_token(c[..., None], share)
+    return c.exp(), (c[:, -1:] - c).exp(), c[:, -1:].exp()
+
+
+def _gates(c: Tensor, share: int) -> Tensor:
+    """G of [B G, R, L, L]."""
+    return causal_gates(c.unflatten(1, (-1, share)).flatten(0, 1))
+
+
+class _Decay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, log_a, S, chunk_size):
+        kept: list[Tensor] = []
+        y, end = _read(q, k, v, log_a, S, chunk_size, kept)
+        ctx.save_for_backward(q, k, v, log_a, y, end, *kept)
+        ctx.chunk_size = chunk_size
+        return y, end
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, dS):
+        q, k, v, log_a, y, end, *kept = ctx.saved_tensors
+        (B, H, T, V), K, share, dtype = v.shape, k.shape[-1], _share(k, v), end.dtype
+        pieces = lengths(T, ctx.chunk_size)
+        dq, dk = (end.new_empty(B, T, k.shape[1], K).transpose(1, 2) for _ in range(2))
+        dv, dlog_a = end.new_empty(B, T, H, V).transpose(1, 2), end.new_empty(B, H, T)
+        with torch.autocast(end.device.type, enabled=False):
+            c = within_chunks(log_a.to(dtype), pieces)
+            chunks = zip(*(z.split(pieces, dim=2) for z in (q, k, v, c, y, dy, dq, dk, dv, dlog_a)), strict=True)
+            last = (dS * end).sum((-1, -2))
+            dS = _by_token(dS, share).flatten(2)
+            for q_, k_, v_, c_, y_, dy_, dq_, dk_, dv_, dc_ in reversed(list(chunks)):
+                S = kept.pop()
+                q_, k_, v_ = q_.to(dtype).flatten(0, 1), k_.to(dtype).flatten(0, 1), v_.to(dtype)
+                grow, fade, keep = _factors(c_, share)
+                L = q_.shape[1]
+                G, heads = _gates(c_, share), dy_.to(dtype).flatten(0, 1)
+                inside = (G * (q_ @ k_.mT)[:, None]).flatten(0, 1).mT @ heads
+                dP = (heads @ v_.flatten(0, 1).mT).view_as(G).mul_(G)
+                dP = dP[:, 0] if share == 1 else dP.sum(1)
+                later = (k_ @ dS).unflatten(2, (share, V)).mul_(fade)
+                torch.add(later.unflatten(0, (B, -1)).transpose(2, 3), inside.view(B, -1, share, L, V), out=dv_.unflatten(1, (-1, share)))
+                # e^{c_t} scales what token t reads and unscales what it writes, so that is its gradient
+                dc = (dy_ * y_).sum(-1).sub_((dv_ * v_).sum(-1))
+                dc[..., -1] += last
+                dc_.copy_(dc.flip(-1).cumsum(-1).flip(-1))
+                reads = (_by_token(dy_, share) * grow).flatten(2)
+                values = (_by_token(v_, share) * fade).flatten(2)
+                dq_.copy_(torch.bmm(dP, k_).baddbmm_(reads, S.mT).unflatten(0, (B, -1)))
+                dk_.copy_(torch.bmm(dP.mT, q_).baddbmm_(values, dS.mT).unflatten(0, (B, -1)))
+                dS = (dS.unflatten(2, (share, V)) * keep).flatten(2).baddbmm_(q_.mT, reads)
+                last = (dS * S).unflatten(2, (share, V)).sum((1, 3)).view(B, H)
+        return dq, dk, dv, dlog_a, _heads_of(dS, B, share, V), None
