@@ -92,6 +92,9 @@ _ROWS = (
         "segment_attention", "SegmentAttentionConfig", "vaswani2017attention", "causal attention inside one segment, nothing beyond it"
     ),
     _memory("memformer", "MemformerConfig", _MEMFORMER, "slots read by cross-attention, written by slot attention once a segment"),
+    _memory("based", "BasedConfig", "arora2024simple", "causal linear attention whose features expand the softmax to second order"),
+    _memory("base_conv", "BaseConvConfig", "arora2023zoology", "a gated convolution over the last three tokens, the mixer of Based"),
+    _memory("jrt_rnn", "JRTRNNConfig", "arora2024just", "linear attention that reads a prefix twice: once to know all of it"),
     _model("stack", "stack", "StackConfig", "", "language model of blocks, each of one or more memories and a feedforward"),
     _model("memformer_lm", "memformer", "MemformerLMConfig", _MEMFORMER, "Memformer, causal: blocks that share one memory of slots"),
     _model(
@@ -101,6 +104,7 @@ _ROWS = (
         _MEMFORMER,
         "Memformer as published: a segment is encoded, the next decoded",
     ),
+    System(stem="jrt_prompt", kind="method", about="a context read twice, the question between: for any model", cites=("arora2024just",)),
     System(
         stem="replay", kind="method", about="memory replay: gradients of full BPTT, one segment's activations alive", cites=(_MEMFORMER,)
     ),
