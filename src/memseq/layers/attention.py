@@ -11,10 +11,11 @@ be read by another: their parameters have the same names and shapes.
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from memseq.errors import ConfigError
+from memseq.layers.linear import Linear
 from memseq.layers.rotary import Rotary, rotate
+from memseq.ops.linear import linear
 
 __all__ = ["Heads", "check_heads"]
 
@@ -38,8 +39,8 @@ class Heads(nn.Module):
         super().__init__()
         self.n_heads, self.key_size = n_heads, d_model // n_heads
         self.rotary = Rotary(self.key_size, rotary_base)
-        self.inputs = nn.Linear(d_model, 3 * d_model, bias=False)
-        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.inputs = Linear(d_model, 3 * d_model, bias=False)
+        self.out = Linear(d_model, d_model, bias=False)
         for layer in (self.inputs, self.out):
             nn.init.normal_(layer.weight, std=d_model**-0.5)
 
@@ -47,22 +48,23 @@ class Heads(nn.Module):
         self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "*B T"]
     ) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]:
         """Queries, keys and values of x at `positions` ([T], or [B, T] where rows differ); keys and values in the weights' dtype."""
-        qkv = self.inputs(x).unflatten(-1, (3, self.n_heads, self.key_size))
-        q, k = rotate(qkv[:, :, :2], self._turn(positions, x)).unbind(2)
-        return q.transpose(1, 2), self._kept(k), self._kept(qkv[:, :, 2])
+        q, k, v = self.inputs(x).unflatten(-1, (3, self.n_heads, self.key_size)).unbind(2)
+        turn = self._turn(positions, x)
+        return rotate(q, turn).transpose(1, 2), self._kept(rotate(k, turn)), self._kept(v)
 
     def remember(
         self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "*B T"]
     ) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]:
         """Keys and values alone, for those who do not read."""
-        kv = F.linear(x, self.inputs.weight[x.shape[2] :]).unflatten(-1, (2, self.n_heads, self.key_size))
-        return self._kept(rotate(kv[:, :, :1], self._turn(positions, x))[:, :, 0]), self._kept(kv[:, :, 1])
+        kv = linear(x, self.inputs.weight[x.shape[2] :]).unflatten(-1, (2, self.n_heads, self.key_size))
+        k, v = kv.unbind(2)
+        return self._kept(rotate(k, self._turn(positions, x))), self._kept(v)
 
     def write(self, o: Float[Tensor, "B H T K"]) -> Float[Tensor, "B T D"]:
         return self.out(o.transpose(1, 2).flatten(2))
 
     def _turn(self, positions: Tensor, x: Tensor) -> Tensor:
-        return self.rotary(positions, x.dtype)[..., None, None, :]  # one angle for queries and keys of all heads
+        return self.rotary(positions, x.dtype)[..., None, :]  # one angle for all heads
 
     def _kept(self, t: Tensor) -> Tensor:
         """Under autocast as without it, what a state keeps has the dtype of the weights."""

@@ -4,6 +4,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from memseq.layers.linear import Linear
+
 __all__ = ["FeedForward"]
 
 
@@ -12,8 +14,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, d_model: int, hidden_size: int) -> None:
         super().__init__()
-        self.up = nn.Linear(d_model, hidden_size)
-        self.down = nn.Linear(hidden_size, d_model)
+        self.up = Linear(d_model, hidden_size)
+        self.down = Linear(hidden_size, d_model)
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         return self.down(F.gelu(self.up(x)))

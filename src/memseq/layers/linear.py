@@ -1,4 +1,4 @@
-"""The matrix of a linear layer, where a memory multiplies by it in an order of its own."""
+"""Linear layers whose products go to the fast library, and their matrix where a memory multiplies in an order of its own."""
 
 from typing import cast
 
@@ -6,7 +6,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["weight_of"]
+from memseq.ops.linear import linear
+
+__all__ = ["Linear", "weight_of"]
+
+
+class Linear(nn.Linear):
+    """torch's layer, its parameters and its numbers; the product is `ops/linear.py`'s."""
+
+    def forward(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:  # ty: ignore[invalid-method-override]
+        return linear(x, self.weight, self.bias)
 
 
 def weight_of(layer: nn.Module) -> Float[Tensor, "O I"]:
@@ -16,7 +25,7 @@ def weight_of(layer: nn.Module) -> Float[Tensor, "O I"]:
     such a module computes is what counts: its matrix is read off from the unit vectors, and gradients pass.
     """
     weight = cast(Tensor, layer.weight)
-    if type(layer) is nn.Linear:
+    if type(layer) in (Linear, nn.Linear):
         return weight
     unit = torch.eye(weight.shape[-1], dtype=weight.dtype if weight.is_floating_point() else torch.float32, device=weight.device)
     return layer(unit).mT

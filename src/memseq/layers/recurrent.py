@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from memseq.contract import Memory
 from memseq.errors import ConfigError
+from memseq.layers.linear import Linear
+from memseq.ops.linear import linear
 from memseq.ops.recurrent import Carry, Cell, scan, zoneout
 
 __all__ = [
@@ -77,7 +78,7 @@ class GateWeights(nn.Module):
     def inputs(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... G"]:
         """What the tokens contribute: one product for all of them."""
         w_x = widen(self.w_x)
-        return F.linear(x.to(w_x.dtype), w_x, widen(self.b))
+        return linear(x.to(w_x.dtype), w_x, widen(self.b))
 
 
 class RecurrentCell(nn.Module):
@@ -140,7 +141,7 @@ class RecurrentMemory(Memory[S]):
         super().__init__()
         self.config = config
         self.cell = cell
-        self.output = nn.Linear(cell.sizes[0], config.d_model) if output is None else output
+        self.output = Linear(cell.sizes[0], config.d_model) if output is None else output
         self.dropout = nn.Dropout(config.dropout)
         self.initial = nn.ParameterList(torch.zeros(n) for n in cell.sizes if config.initial == "learned")
 

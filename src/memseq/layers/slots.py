@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from memseq.contract import empty
 from memseq.errors import ConfigError
-from memseq.layers.linear import weight_of
-from memseq.ops.memformer import NOTHING, biased_normalise, close_slots, gather_tokens, read_lifted, read_projected, split_heads
+from memseq.layers.linear import Linear, weight_of
+from memseq.ops.linear import linear
+from memseq.ops.memformer import NOTHING, biased_normalise, close_slots, gather_tokens, lift, read_lifted, read_projected, split_heads
 from memseq.state import choose
 
 __all__ = ["SlotReader", "SlotState", "SlotWriter", "SlotsConfig"]
@@ -77,10 +77,10 @@ class SlotReader(nn.Module):
     def __init__(self, d_model: int, n_heads: int) -> None:
         super().__init__()
         self.n_heads = n_heads
-        self.query = nn.Linear(d_model, d_model, bias=False)
-        self.key = nn.Linear(d_model, d_model, bias=False)
-        self.value = nn.Linear(d_model, d_model, bias=False)
-        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.query = Linear(d_model, d_model, bias=False)
+        self.key = Linear(d_model, d_model, bias=False)
+        self.value = Linear(d_model, d_model, bias=False)
+        self.out = Linear(d_model, d_model, bias=False)
         for layer in (self.query, self.key, self.value):
             nn.init.normal_(layer.weight, std=d_model**-0.5)
         nn.init.zeros_(self.out.weight)
@@ -105,9 +105,9 @@ class SlotWriter(nn.Module):
         super().__init__()
         self.config = config
         D = config.d_model
-        self.query = nn.Linear(D, D, bias=False)  # of slots
-        self.key = nn.Linear(D, D, bias=False)  # of slots and of tokens: one matrix, as printed
-        self.value = nn.Linear(D, D, bias=False)  # of tokens; a slot's own value is the slot
+        self.query = Linear(D, D, bias=False)  # of slots
+        self.key = Linear(D, D, bias=False)  # of slots and of tokens: one matrix, as printed
+        self.value = Linear(D, D, bias=False)  # of tokens; a slot's own value is the slot
         for layer in (self.query, self.key, self.value):
             nn.init.normal_(layer.weight, std=D**-0.5)
         self.bias = nn.Parameter(torch.randn(config.n_slots, D) * config.bias_std)
@@ -150,16 +150,15 @@ class SlotWriter(nn.Module):
         B, H, N, K = state.total.shape
         query = weight_of(self.query).to(state.slots.dtype)
         if not few(keys.shape[2], N):
-            q = split_heads(F.linear(state.slots, query), H)
+            q = split_heads(linear(state.slots, query), H)
             logits = q @ keys.mT
         else:  # few tokens: carry their keys into the slots' space rather than project all slots
-            lifted = keys.transpose(1, 2)[..., None, :] @ query.view(H, K, -1)  # [B, L, H, 1, D]
-            logits = (lifted.squeeze(-2).permute(0, 2, 1, 3) @ state.slots.mT[:, None]).mT
+            logits = (lift(keys, query) @ state.slots.mT).unflatten(1, (H, -1)).mT
         return gather_tokens(logits / (math.sqrt(K) * self.config.temperature), values, state.peak, state.mass, state.total)
 
     def _close(self, state: SlotState) -> Tensor:
         c, dtype = self.config, state.slots.dtype
-        q, k = (split_heads(F.linear(state.slots, weight_of(layer).to(dtype)), c.n_heads) for layer in (self.query, self.key))
+        q, k = (split_heads(linear(state.slots, weight_of(layer).to(dtype)), c.n_heads) for layer in (self.query, self.key))
         own = (q * k).sum(-1) / (math.sqrt(q.shape[-1]) * c.temperature) + c.keep_bias
         slots = close_slots(state.slots, own, state.peak, state.mass, state.total)
         if self.gru is not None:

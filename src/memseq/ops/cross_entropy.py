@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from memseq.ops.linear import linear
+
 __all__ = ["IGNORE", "linear_cross_entropy"]
 
 IGNORE = -100  # a target that is not scored
@@ -30,6 +32,6 @@ def linear_cross_entropy(
 
 
 def _whole(h: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    logits = F.linear(h, weight)
+    logits = linear(h, weight)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")

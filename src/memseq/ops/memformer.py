@@ -22,7 +22,17 @@ from torch import Tensor
 
 from memseq.ops.attention import attend
 
-__all__ = ["NOTHING", "biased_normalise", "close_slots", "gather_tokens", "read_lifted", "read_projected", "split_heads", "write_slots"]
+__all__ = [
+    "NOTHING",
+    "biased_normalise",
+    "close_slots",
+    "gather_tokens",
+    "lift",
+    "read_lifted",
+    "read_projected",
+    "split_heads",
+    "write_slots",
+]
 
 NOTHING = -1e30  # the running maximum before any token: finite, and far below every logit
 
@@ -112,12 +122,19 @@ def read_lifted(
     2 D^2 + 2 H N D products a token, where projecting the slots takes 2 N D^2 whatever the number of tokens.
     """
     B, H, L, K = q.shape
-    lifted = q.transpose(1, 2)[..., None, :] @ key_weight.view(H, K, -1)  # [B, L, H, 1, D]
-    logits = lifted.squeeze(-2).flatten(1, 2) @ slots.mT / math.sqrt(K)  # [B, L H, N]
+    logits = lift(q, key_weight) @ slots.mT / math.sqrt(K)  # [B, H L, N]
     if reach is not None:
         logits = logits.masked_fill(~_seen(reach, slots.shape[1], q.device)[:, None], -torch.inf)
-    mixed = (logits.softmax(-1) @ slots).view(B, L, H, 1, -1)
-    return (mixed @ value_weight.view(H, K, -1).mT).reshape(B, L, H * K)
+    mixed = (logits.softmax(-1) @ slots).unflatten(1, (H, L)).transpose(0, 1).flatten(1, 2)  # [H, B L, D]
+    read = mixed @ value_weight.view(H, K, -1).mT
+    return read.view(H, B, L, K).permute(1, 2, 0, 3).flatten(2)
+
+
+def lift(q: Float[Tensor, "B H L K"], weight: Float[Tensor, "D D"]) -> Float[Tensor, "B HL D"]:
+    """Every head's vectors carried by its rows of a [out, in] matrix into the space that the matrix reads: one product a head."""
+    B, H, L, K = q.shape
+    lifted = q.transpose(0, 1).flatten(1, 2) @ weight.view(H, K, -1)  # [H, B L, D]
+    return lifted.view(H, B, L, -1).transpose(0, 1).flatten(1, 2)
 
 
 def _seen(reach: Tensor, n_slots: int, device: torch.device) -> Tensor:
