@@ -20,7 +20,7 @@ from memseq.errors import ConfigError, nearest
 
 __all__ = ["SYSTEMS", "Paper", "System", "cite", "config_class", "find", "from_dict", "papers", "register", "stem_of", "to_dict"]
 
-Kind = Literal["memory", "model", "method", "probe", "application"]
+Kind = Literal["memory", "model", "backbone", "method", "probe", "application"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,10 @@ _ROWS = (
     _memory("based", "BasedConfig", "arora2024simple", "causal linear attention whose features expand the softmax to second order"),
     _memory("base_conv", "BaseConvConfig", "arora2023zoology", "a gated convolution over the last three tokens, the mixer of Based"),
     _memory("jrt_rnn", "JRTRNNConfig", "arora2024just", "linear attention that reads a prefix twice: once to know all of it"),
+    _memory("aaren", "AarenConfig", "feng2024attention", "attention by a learned query: a running mean with learned weights"),
+    _memory(
+        "stable_hadamard", "StableHadamardConfig", "le2024stable", "a matrix whose elements are multiplied by factors that are 1 on average"
+    ),
     _model("stack", "stack", "StackConfig", "", "language model of blocks, each of one or more memories and a feedforward"),
     _model("memformer_lm", "memformer", "MemformerLMConfig", _MEMFORMER, "Memformer, causal: blocks that share one memory of slots"),
     _model(
@@ -105,6 +109,7 @@ _ROWS = (
         "Memformer as published: a segment is encoded, the next decoded",
     ),
     System(stem="jrt_prompt", kind="method", about="a context read twice, the question between: for any model", cites=("arora2024just",)),
+    _model("lamemo", "lamemo", "LaMemoConfig", "ji2022lamemo", "kept tokens look ahead of themselves and are refreshed with every segment"),
     System(
         stem="replay", kind="method", about="memory replay: gradients of full BPTT, one segment's activations alive", cites=(_MEMFORMER,)
     ),
