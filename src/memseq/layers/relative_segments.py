@@ -19,8 +19,10 @@ from torch.nn import functional as F
 from memseq.contract import Memory, empty
 from memseq.errors import ConfigError
 from memseq.layers.attention import check_heads
+from memseq.layers.linear import Linear
 from memseq.layers.rotary import shared
 from memseq.ops.attention import band
+from memseq.ops.linear import linear
 from memseq.ops.relative import relative_shift, sinusoids
 from memseq.state import choose
 
@@ -50,9 +52,9 @@ class RelativeHeads(nn.Module):
     def __init__(self, d_model: int, n_heads: int, *, count: int, clamp: int | None, dropout: float) -> None:
         super().__init__()
         self.n_heads, self.count, self.clamp, self.dropout = n_heads, count, clamp, dropout
-        self.inputs = nn.Linear(d_model, 3 * d_model, bias=False)  # queries, keys, values
-        self.relative = nn.Linear(d_model, d_model, bias=False)  # W_R
-        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.inputs = Linear(d_model, 3 * d_model, bias=False)  # queries, keys, values
+        self.relative = Linear(d_model, d_model, bias=False)  # W_R
+        self.out = Linear(d_model, d_model, bias=False)
         self.content_bias = nn.Parameter(torch.randn(n_heads, d_model // n_heads) * 0.02)  # u
         self.position_bias = nn.Parameter(torch.randn(n_heads, d_model // n_heads) * 0.02)  # v
         for layer in (self.inputs, self.relative, self.out):
@@ -79,14 +81,14 @@ class RelativeHeads(nn.Module):
         H, S = self.n_heads, context.shape[1]
         distances = self.distances[-min(S, len(self.distances)) :]  # no more than there are
         W_q, W_k, W_v = self.inputs.weight.chunk(3)
-        q = F.linear(x, W_q).unflatten(-1, (H, -1))
+        q = linear(x, W_q).unflatten(-1, (H, -1))
         to_content, to_position = ((q + bias).transpose(1, 2) for bias in (self.content_bias, self.position_bias))
         few = n * H < D  # then (W^T q) . c costs less than q . (W c)
         if few:
             content = torch.einsum("b h n k, h k d -> b h n d", to_content, W_k.unflatten(0, (H, -1))) @ context.mT[:, None]
             position = torch.einsum("b h n k, h k d -> b h n d", to_position, self.relative.weight.unflatten(0, (H, -1))) @ distances.mT
         else:
-            k, v = F.linear(context, self.inputs.weight[D:]).unflatten(-1, (2, H, D // H)).permute(2, 0, 3, 1, 4)
+            k, v = linear(context, self.inputs.weight[D:]).unflatten(-1, (2, H, D // H)).permute(2, 0, 3, 1, 4)
             content = to_content @ k.mT
             position = to_position @ self.relative(distances).unflatten(-1, (H, -1)).permute(1, 2, 0)
         scores = (content + relative_shift(position, S)) * (D // H) ** -0.5
