@@ -14,7 +14,7 @@ __all__ = ["Linear", "weight_of"]
 class Linear(nn.Linear):
     """torch's layer, its parameters and its numbers; the product is `ops/linear.py`'s."""
 
-    def forward(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:  # ty: ignore[incompatible-method-override]
+    def forward(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
         return linear(x, self.weight, self.bias)
 
 
