@@ -110,6 +110,19 @@ _ROWS = (
     ),
     System(stem="jrt_prompt", kind="method", about="a context read twice, the question between: for any model", cites=("arora2024just",)),
     _model("lamemo", "lamemo", "LaMemoConfig", "ji2022lamemo", "kept tokens look ahead of themselves and are refreshed with every segment"),
+    _model(
+        "rmt",
+        "rmt",
+        "RMTConfig",
+        "bulatov2022recurrent bulatov2023scaling",
+        "memory vectors around every segment, the last become the next first",
+    ),
+    System(
+        stem="huggingface",
+        kind="backbone",
+        about="any causal language model of transformers, inside the segments of rmt, armt and their kin",
+        config=("memseq.retrofit.backbone", "HuggingFaceConfig"),
+    ),
     System(
         stem="replay", kind="method", about="memory replay: gradients of full BPTT, one segment's activations alive", cites=(_MEMFORMER,)
     ),

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from memseq.contract import Memory, empty
 from memseq.errors import ConfigError
-from memseq.state import State, select, stack
+from memseq.layers.phases import by_phase
+from memseq.state import State
 
 __all__ = ["LookAhead", "LookAheadConfig", "LookAheadState"]
 
@@ -71,7 +72,7 @@ class LookAhead(Memory[LookAheadState]):
 
     def forward(self, x: Float[Tensor, "B T D"], state: LookAheadState) -> tuple[Float[Tensor, "B T D"], LookAheadState]:
         if int(state.read.min()) != int(state.read.max()):
-            return self._row_groups(x, state)
+            return by_phase(self, x, state, state.read)
         tokens, ready, after = self._take(x, state)
         early = x.new_zeros(x.shape[0], x.shape[1] - ready, x.shape[2])
         if not ready:
@@ -85,7 +86,7 @@ class LookAhead(Memory[LookAheadState]):
     def advance(self, x: Float[Tensor, "B T D"], state: LookAheadState) -> LookAheadState:
         self.check_input(x, state)
         if int(state.read.min()) != int(state.read.max()):
-            return self._row_groups(x, state)[1]
+            return by_phase(self, x, state, state.read)[1]
         tokens, ready, after = self._take(x, state)
         return after(self.past.advance(tokens[:, :ready], state.past) if ready else state.past)
 
@@ -96,10 +97,3 @@ class LookAhead(Memory[LookAheadState]):
         waiting, read = tokens[:, -L:].clone(), (state.read + x.shape[1]).clamp(max=L)
         tokens = tokens[:, L - held :]
         return tokens, max(0, tokens.shape[1] - L), lambda past: LookAheadState(past, waiting, read)
-
-    def _row_groups(self, x: Tensor, state: LookAheadState) -> tuple[Tensor, LookAheadState]:
-        """Streams that have not all read L tokens yet and differ in how many: read with their equals."""
-        groups = [(state.read == held).nonzero()[:, 0] for held in state.read.unique()]
-        done = [self(x[rows.to(x.device)], select(state, rows)) for rows in groups]
-        order = torch.cat(groups).argsort()
-        return torch.cat([y for y, _ in done])[order.to(x.device)], select(stack([after for _, after in done]), order)
