@@ -108,6 +108,7 @@ _ROWS = (
         _MEMFORMER,
         "Memformer as published: a segment is encoded, the next decoded",
     ),
+    _model("jrt_rnn_lm", "jrt_rnn", "JRTRNNLMConfig", "arora2024just arora2024simple", "a prompt read twice, layer by layer, then a stream"),
     System(stem="jrt_prompt", kind="method", about="a context read twice, the question between: for any model", cites=("arora2024just",)),
     _model("lamemo", "lamemo", "LaMemoConfig", "ji2022lamemo", "kept tokens look ahead of themselves and are refreshed with every segment"),
     _model(

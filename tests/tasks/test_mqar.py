@@ -70,3 +70,12 @@ def test_two_players_frame_the_score():
     batch = task.sample(3000, 0)
     first = batch.inputs[:, 1:2].expand_as(batch.inputs)  # says one of the shown values, whatever is asked
     assert task.metric(first, batch)["accuracy"] == task.among_shown
+
+
+def test_a_context_read_twice_is_the_same_context():
+    once, twice = MQARTask(n_pairs=6, n_tokens=40), MQARTask(n_pairs=6, n_tokens=52, readings=2)
+    a, b = once.sample(20, 3), twice.sample(20, 3)
+    assert torch.equal(b.inputs[:, :12], a.inputs[:, :12])
+    assert torch.equal(b.inputs[:, 12:], a.inputs)  # the same draw, one showing of the pairs before it
+    assert torch.equal(b.labels[:, 12:], a.labels)
+    assert bool((b.labels[:, :24] == IGNORE).all())

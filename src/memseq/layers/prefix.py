@@ -21,9 +21,11 @@ class PrefixMemory(Memory[S]):
     """A memory with a second verb, `encode`. One that encodes nothing is the memory without a prefix."""
 
     @abstractmethod
-    def encode(self, x: Float[Tensor, "B T D"], state: S, keep: Bool[Tensor, "B T"] | None = None) -> S:
+    def encode(self, x: Float[Tensor, "B T D"], state: S, keep: Bool[Tensor, "B kept"] | None = None) -> S:
         """The state with the tokens of x that `keep` names (all where it is None) in the encoder's sum; nothing is read."""
 
-    def read_prefix(self, x: Float[Tensor, "B T D"], state: S, keep: Bool[Tensor, "B T"] | None = None) -> tuple[Float[Tensor, "B T D"], S]:
+    def read_prefix(
+        self, x: Float[Tensor, "B T D"], state: S, keep: Bool[Tensor, "B kept"] | None = None
+    ) -> tuple[Float[Tensor, "B T D"], S]:
         """Read x whose tokens in `keep` (all where it is None) are a prefix: every token sees them, the earlier ones too."""
         return self(x, self.encode(x, state, keep))

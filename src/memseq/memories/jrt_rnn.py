@@ -66,7 +66,7 @@ class JRTRNNMemory(PrefixMemory[TaylorState]):
         self.check_input(x, state)
         return self.heads.write(self.heads.key, self.heads.value, x, state)
 
-    def encode(self, x: Float[Tensor, "B T D"], state: TaylorState, keep: Bool[Tensor, "B T"] | None = None) -> TaylorState:
+    def encode(self, x: Float[Tensor, "B T D"], state: TaylorState, keep: Bool[Tensor, "B kept"] | None = None) -> TaylorState:
         """The state with the tokens of x that `keep` names (all where it is None) in the encoder's sum; nothing is read."""
         self.check_input(x, state)
         if keep is not None and keep.shape != x.shape[:2]:

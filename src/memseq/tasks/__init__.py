@@ -16,7 +16,12 @@ TASKS = {  # name -> module and class; a module is imported when its task is ask
     "recall_overwritten": "recall.OverwrittenRecallTask",
     "copy": "copy.CopyTask",
     "reverse": "copy.ReverseTask",
+    "selective_copy": "selective_copy.SelectiveCopyTask",
+    "induction": "induction.InductionTask",
+    "parity": "bits.ParityTask",
+    "delayed_match": "bits.MatchTask",
     "mqar": "mqar.MQARTask",
+    "set_disjointness": "set_disjointness.SetDisjointnessTask",
     "passkey": "passkey.PasskeyTask",
     "passkey_depth": "passkey.PasskeyDepthTask",
 }
