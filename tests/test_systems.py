@@ -53,7 +53,7 @@ def test_every_row_names_what_exists(stem):
     config = getattr(import_module(module), name)
     assert systems.config_class(stem) is config
     assert systems.stem_of(config) == stem
-    assert row.kind == {"memories": "memory", "models": "model"}[module.split(".")[1]]
+    assert row.kind == {"memories": "memory", "models": "model", "retrofit": "backbone"}[module.split(".")[1]]
     assert config.__dataclass_params__.frozen
     assert all(f.kw_only for f in fields(config))
 

@@ -26,6 +26,7 @@ from memseq.state import State
 __all__ = ["Backbone", "Masked", "StackBackbone", "Visitor", "build_backbone"]
 
 
+@runtime_checkable
 class Visitor(Protocol):
     """Who comes along with a reading and meets the residual stream at every layer."""
 
