@@ -99,6 +99,13 @@ _ROWS = (
     _memory(
         "stable_hadamard", "StableHadamardConfig", "le2024stable", "a matrix whose elements are multiplied by factors that are 1 on average"
     ),
+    _memory(
+        "gated_deltanet",
+        "GatedDeltaNetConfig",
+        "yang2025gated yang2024parallelizing schlag2021linear",
+        "a matrix that erases what a key retrieves before it writes, and fades by a gate",
+    ),
+    _memory("mamba2", "Mamba2Config", "dao2024transformers", "selective state space: a matrix a head, kept by a scalar the token decides"),
     _model("stack", "stack", "StackConfig", "", "language model of blocks, each of one or more memories and a feedforward"),
     _model("memformer_lm", "memformer", "MemformerLMConfig", _MEMFORMER, "Memformer, causal: blocks that share one memory of slots"),
     _model(
@@ -108,7 +115,9 @@ _ROWS = (
         _MEMFORMER,
         "Memformer as published: a segment is encoded, the next decoded",
     ),
-    _model("jrt_rnn_lm", "jrt_rnn", "JRTRNNLMConfig", "arora2024just arora2024simple", "a prompt read twice, layer by layer, then a stream"),
+    _model(
+        "jrt_rnn_lm", "jrt_rnn", "JRTRNNLMConfig", "arora2024just arora2024simple", "a prompt read twice, layer by layer, then a stream"
+    ),
     System(stem="jrt_prompt", kind="method", about="a context read twice, the question between: for any model", cites=("arora2024just",)),
     _model("lamemo", "lamemo", "LaMemoConfig", "ji2022lamemo", "kept tokens look ahead of themselves and are refreshed with every segment"),
     _model(

@@ -1,0 +1,67 @@
+"""Queries, keys and values of the modern linear layers: one projection, a short convolution, SiLU, heads.
+
+    q, k, v, rest = W x
+    q, k, v       = silu(conv(q, k, v))          causal; its tail is the caller's to carry
+
+Queries and keys may have fewer heads than values (grouped values, as in Qwen3-Next): each then serves that many value heads, side by
+side. `rest` is whatever else the layer reads from x: gates, strengths.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from memseq.errors import ConfigError
+from memseq.layers.short_conv import ShortConv
+
+__all__ = ["ConvHeads", "check_delta_heads"]
+
+
+def check_delta_heads(config) -> None:
+    """Raise `ConfigError` where the numbers of a layer with convolved heads make no sense."""
+    for name in ("d_model", "n_heads", "conv_width", "chunk_size"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
+    for name in ("key_size", "value_size", "n_key_heads"):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
+            raise ConfigError(f"{name} must be at least 1, or None for its default, got {getattr(config, name)}")
+    if (config.key_size is None or config.value_size is None) and config.d_model % config.n_heads:
+        near = config.n_heads * -(-config.d_model // config.n_heads)
+        raise ConfigError(
+            f"d_model={config.d_model} cannot be split into n_heads={config.n_heads} equal heads; give key_size and value_size,"
+            f" or use a multiple of {config.n_heads}, such as d_model={near}"
+        )
+    if config.n_key_heads is not None and config.n_heads % config.n_key_heads:
+        raise ConfigError(
+            f"n_heads={config.n_heads} cannot share n_key_heads={config.n_key_heads} equally; use a divisor of {config.n_heads}"
+        )
+
+
+class ConvHeads(nn.Module):
+    """`q, k, v, rest, tail = heads(x, tail)` with q, k [B, T, G, K], v [B, T, H, V] and rest [B, T, extra]."""
+
+    def __init__(
+        self, d_model: int, *, n_heads: int, n_key_heads: int, key_size: int, value_size: int, conv_width: int, extra: int
+    ) -> None:
+        super().__init__()
+        self.sizes = [n_key_heads * key_size, n_key_heads * key_size, n_heads * value_size]
+        self.n_heads, self.n_key_heads, self.extra = n_heads, n_key_heads, extra
+        self.inputs = nn.Linear(d_model, sum(self.sizes) + extra, bias=False)
+        self.conv = ShortConv(sum(self.sizes), conv_width, silu=True)
+        nn.init.normal_(self.inputs.weight, std=d_model**-0.5)
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], tail: Float[Tensor, "B W C"]
+    ) -> tuple[
+        Float[Tensor, "B T G K"], Float[Tensor, "B T G K"], Float[Tensor, "B T H V"], Float[Tensor, "B T extra"], Float[Tensor, "B W C"]
+    ]:
+        mixed, rest = self.inputs(x).split([sum(self.sizes), self.extra], dim=-1)
+        mixed, tail = self.conv(mixed, tail)
+        q, k, v = mixed.split(self.sizes, dim=-1)
+        q, k = (t.unflatten(-1, (self.n_key_heads, -1)) for t in (q, k))
+        return q, k, v.unflatten(-1, (self.n_heads, -1)), rest, tail
+
+    def share(self, keys: Float[Tensor, "B T G K"]) -> Float[Tensor, "B H T K"]:
+        """Queries or keys for every value head, in the order of the ops."""
+        each = self.n_heads // self.n_key_heads
+        return (keys if each == 1 else torch.repeat_interleave(keys, each, dim=2)).transpose(1, 2)
