@@ -127,6 +127,7 @@ _ROWS = (
         "bulatov2022recurrent bulatov2023scaling",
         "memory vectors around every segment, the last become the next first",
     ),
+    _model("armt", "armt", "ARMTConfig", "rodkin2024associative", "RMT with an associative matrix at every layer, written by a delta rule"),
     System(
         stem="huggingface",
         kind="backbone",
