@@ -58,6 +58,26 @@ def test_with_memory_cleared_segments_are_strangers() -> None:
 
 
 @pytest.mark.parametrize("memory", ["shared", "per_layer"])
+def test_a_block_that_does_not_read_is_one_that_reads_nothing(memory: str) -> None:
+    some = build(replace(CONFIG, memory=memory, reading=(1,)))
+    every = build(replace(CONFIG, memory=memory), seed=2)
+    names = {name: name.replace("reads.0", "reads.1").replace("norms.0", "norms.1") for name in some.state_dict()}
+    if memory == "per_layer":
+        names |= {name: name.replace("writes.0", "writes.1") for name in names if name.startswith("writes")}
+    names |= {name: name for name in names if name.startswith("blocks")}
+    every.load_state_dict({names[name]: value for name, value in some.state_dict().items()}, strict=False)
+    torch.nn.init.zeros_(every.reads[0].out.weight)
+    x = tokens(2, 23)
+    assert_close(some(x, some.init_state(2))[0], every(x, every.init_state(2))[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("reading", [(), (2,), (1, 0), (0, 0), (-1,)], ids=str)
+def test_blocks_that_read_are_named_once_and_in_order(reading: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="blocks from 0 to 1"):
+        replace(CONFIG, reading=reading)
+
+
+@pytest.mark.parametrize("memory", ["shared", "per_layer"])
 def test_the_gradient_of_a_late_loss_reaches_the_first_token(memory: str) -> None:
     model = build(replace(CONFIG, memory=memory))
     x = tokens(1, 40).clamp_max(9)

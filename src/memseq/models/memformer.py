@@ -10,7 +10,8 @@ written up to segment s - 1. The paper's encoder-decoder is `models/memformer_en
     h  = LN x,  logits = h E^T
     M_s = BMN(SlotAttention(M_{s-1}, h of segment s)) at the segment's end, through a running softmax (`layers/slots.py`)
 
-`memory="per_layer"` keeps slots for each block, written from that block's output (figure 1b of the 2020 text).
+`memory="per_layer"` keeps slots for each block, written from that block's output (figure 1b of the 2020 text); `reading` names
+the blocks that read, where not all do.
 State: the local memories' states, and 4 B N D bytes of slots with the running softmax of the open segment.
 """
 
@@ -40,6 +41,7 @@ class MemformerLMConfig:
     layers: tuple[Any, ...]
     slots: SlotsConfig
     memory: str = "shared"  # or "per_layer"
+    reading: tuple[int, ...] | None = None  # the blocks that read slots, counted from 0; None is all, as in the paper
     ff_mult: float = 4.0  # hidden units of the feedforward, in d_model
     dropout: float = 0.0  # of the embedding and of every residual branch
 
@@ -49,6 +51,9 @@ class MemformerLMConfig:
             raise ConfigError(f"slots has d_model={self.slots.d_model} and the model d_model={self.d_model}; make them equal")
         if self.memory not in ("shared", "per_layer"):
             raise ConfigError(f"memory must be 'shared' or 'per_layer', got {self.memory!r}")
+        blocks = range(len(self.layers))
+        if self.reading is not None and (not self.reading or sorted(set(self.reading) & set(blocks)) != list(self.reading)):
+            raise ConfigError(f"reading must name blocks from 0 to {blocks[-1]} once and in order (None: all), got {self.reading}")
 
     @classmethod
     def of_size(cls, size: Any, vocab_size: int) -> "MemformerLMConfig":
@@ -63,7 +68,7 @@ class MemformerLMConfig:
 
 class MemformerLMState(NamedTuple):
     local: tuple[tuple[State, ...], ...]  # of each block
-    slots: tuple[SlotState, ...]  # one, or one a block
+    slots: tuple[SlotState, ...]  # one, or one a reading block
 
 
 class MemformerLM(LanguageModel[MemformerLMState]):
@@ -73,11 +78,13 @@ class MemformerLM(LanguageModel[MemformerLMState]):
         D = config.d_model
         self.embedding = nn.Embedding(config.vocab_size, D)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in config.layers)
-        self.read_norms = nn.ModuleList(nn.LayerNorm(D) for _ in self.blocks)
-        self.reads = nn.ModuleList(SlotReader(D, config.slots.n_heads) for _ in self.blocks)
+        reading = range(len(config.layers)) if config.reading is None else config.reading
+        self.reader_of = {block: reader for reader, block in enumerate(reading)}
+        self.read_norms = nn.ModuleList(nn.LayerNorm(D) for _ in reading)
+        self.reads = nn.ModuleList(SlotReader(D, config.slots.n_heads) for _ in reading)
         self.norm = nn.LayerNorm(D)
-        self.writes = nn.ModuleList(config.slots.build() for _ in (self.blocks if config.memory == "per_layer" else [None]))
-        self.write_norms = nn.ModuleList(nn.LayerNorm(D) for _ in self.blocks) if config.memory == "per_layer" else nn.ModuleList()
+        self.writes = nn.ModuleList(config.slots.build() for _ in (reading if config.memory == "per_layer" else [None]))
+        self.write_norms = nn.ModuleList(nn.LayerNorm(D) for _ in reading) if config.memory == "per_layer" else nn.ModuleList()
         self.dropout = nn.Dropout(config.dropout)
         init_weights(self)
 
@@ -106,13 +113,16 @@ class MemformerLM(LanguageModel[MemformerLMState]):
         shared = self.config.memory == "shared"
         x = self.dropout(self.embedding(tokens))
         local, slots = [], list(state.slots)
-        for i, (block, read, norm) in enumerate(zip(self.blocks, self.reads, self.read_norms, strict=True)):
+        for i, block in enumerate(self.blocks):
             x, states = block.remember(x, state.local[i])
-            x = x + self.dropout(read(norm(x), slots[0 if shared else i].slots))
+            reader = self.reader_of.get(i)
+            if reader is not None:
+                memory = slots[0 if shared else reader].slots
+                x = x + self.dropout(self.reads[reader](self.read_norms[reader](x), memory))
             x = block.think(x)
             local.append(states)
-            if not shared:
-                slots[i] = self.writes[i](self.write_norms[i](x), slots[i])
+            if reader is not None and not shared:
+                slots[reader] = self.writes[reader](self.write_norms[reader](x), slots[reader])
         h = self.norm(x)
         if shared:
             slots[0] = self.writes[0](h, slots[0])

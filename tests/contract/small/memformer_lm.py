@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 from memseq.layers.slots import SlotsConfig
@@ -10,4 +11,5 @@ def configs() -> list[Any]:
     slots = SlotsConfig(d_model=16, n_heads=2, n_slots=3, segment_length=4)
     near = SegmentAttentionConfig(d_model=16, n_heads=2, segment_length=4), SlidingWindowConfig(d_model=16, n_heads=2, window=5)
     shared = MemformerLMConfig(vocab_size=13, d_model=16, layers=near, slots=slots)
-    return [shared, MemformerLMConfig(vocab_size=13, d_model=16, layers=near, slots=slots, memory="per_layer")]
+    per_layer = replace(shared, memory="per_layer")
+    return [shared, per_layer, replace(per_layer, reading=(1,))]
