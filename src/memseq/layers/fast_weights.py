@@ -1,0 +1,96 @@
+"""What stands around a memory that learns while it reads: keys, values and queries, gates by token, the first weights, the read-out.
+
+Shared by Titans (arXiv:2501.00663), ATLAS (arXiv:2505.23735) and Miras (arXiv:2504.13173), which differ in what happens in between.
+
+    q, k, v = silu(conv(W x))                 split into H heads; conv: causal and by channel (`layers/short_conv.py`)
+    q, k   -> q / |q|, k / |k|                so that a step of size theta contracts an error by 1 - theta at most
+    gates  = W_r x + b_r                      one logit a head, float32 at least also under autocast
+    y      = W_O (gain * rms(o) * silu(W_g x))
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from memseq.layers.short_conv import ShortConv
+from memseq.ops.fast_network import Network, Norm
+
+__all__ = ["Associations", "Logits", "Readout", "first_weights", "precise"]
+
+Keys = Float[Tensor, "B H T K"]
+
+
+def precise(t: Tensor) -> torch.dtype:
+    """The dtype in which what is derived from `t` recurs: float32 at least."""
+    return torch.promote_types(t.dtype, torch.float32)
+
+
+class Associations(nn.Module):
+    """x [B, T, D] to queries, keys and values [B, H, T, K], and the convolution's tail after x."""
+
+    def __init__(self, d_model: int, n_heads: int, conv_width: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.inputs = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.conv = ShortConv(3 * d_model, conv_width)
+        nn.init.normal_(self.inputs.weight, std=d_model**-0.5)
+        with torch.no_grad():  # it begins as the identity, with a little of the tokens before
+            self.conv.weight.mul_(0.2)[:, -1] += 1.0
+
+    def init_tail(self, batch_size: int) -> Float[Tensor, "B W C"]:
+        return self.conv.init_tail(batch_size)
+
+    def forward(self, x: Float[Tensor, "B T D"], tail: Float[Tensor, "B W C"]) -> tuple[Keys, Keys, Keys, Float[Tensor, "B W C"]]:
+        mixed, tail = self.conv(self.inputs(x), tail)
+        qkv = F.silu(mixed.to(precise(self.inputs.weight))).unflatten(-1, (3, self.n_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return F.normalize(q, dim=-1, eps=1e-6).contiguous(), F.normalize(k, dim=-1, eps=1e-6).contiguous(), v.contiguous(), tail
+
+
+class Logits(nn.Module):
+    """x [B, T, D] to n logits a head, each [B, H, T]; they begin near the values that are given, whatever is read."""
+
+    def __init__(self, d_model: int, n_heads: int, starts: Sequence[float]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(len(starts), n_heads, d_model) * 0.1 * d_model**-0.5)
+        self.bias = nn.Parameter(torch.tensor(starts, dtype=torch.float32)[:, None].repeat(1, n_heads))
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B H T"], ...]:
+        dtype = precise(self.weight)
+        with torch.autocast(x.device.type, enabled=False):
+            logits = F.linear(x.to(dtype), self.weight.flatten(0, 1).to(dtype), self.bias.flatten().to(dtype))
+        return logits.mT.unflatten(1, self.bias.shape).unbind(1)
+
+
+class Readout(nn.Module):
+    """What was read, normalised by head, gated by the token that asked, and mixed."""
+
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(d_model // n_heads, eps=1e-5)
+        self.gate = nn.Linear(d_model, d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+        for layer in (self.gate, self.out):
+            nn.init.normal_(layer.weight, std=d_model**-0.5)
+
+    def forward(self, o: Float[Tensor, "B H T V"], x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        o = self.norm(o.transpose(1, 2)).flatten(2)
+        return self.out(o.to(x.dtype) * F.silu(self.gate(x)))
+
+
+def first_weights(network: Network, n_heads: int) -> nn.ParameterList:
+    """Learned weights of a stream that has read nothing, of every head: [H, I, O] or [H, O].
+
+    Entries of standard deviation I^-1/2, gains of one. A network without a norm at its end begins by saying nothing: its last
+    matrix is zero (through a norm, zero would have no gradient).
+    """
+    weights = []
+    for layer in network.fast:
+        shape = (n_heads, *layer.shape)
+        weights.append(torch.ones(shape) if isinstance(layer, Norm) else torch.randn(shape) * layer.inputs**-0.5)
+    if not isinstance(network.fast[-1], Norm):
+        weights[-1].zero_()
+    return nn.ParameterList(weights)

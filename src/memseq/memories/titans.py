@@ -1,0 +1,150 @@
+"""Titans' neural memory (LMM): a small network that learns, while it reads, to say a token's value when given its key.
+
+Source: Titans (Behrouz et al., arXiv:2501.00663); sizes and first values that the paper leaves open are the fields of the config.
+
+    q, k, v = silu(conv(W x))                               q and k of length one (`layers/fast_weights.py`)
+    alpha, eta, theta = sigmoid(W_r x + b_r)                forget, momentum, step (times `step_limit`): by token and head
+    u_t = gradient of 1/2 |M(k_t) - v_t|^2 in the weights   at the weights of the open segment's first token
+    S_t = eta_t S_{t-1} - theta_t u_t
+    W_t = (1 - alpha_t) W_{t-1} + S_t
+    y_t = W_O (rms(M_{W_t}(q_t)) * silu(W_g x_t))
+
+M is a perceptron of `depth` layers (`form`: as it is, or on a residual path); its first weights are learned. Computed in the dual
+form (`ops/titans.py`): matrix products over a chunk, no weights by token. Nothing a stream reads makes it diverge: a key has
+length one, a token's gradient is softly bounded by `gradient_limit`, and gates lie inside (0, 1).
+
+State: weights and momentum, 8 B H |W| bytes, and the segment's anchor, 4 B H |W| more inside a segment; the convolution's last inputs.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from memseq.contract import Memory, empty
+from memseq.errors import ConfigError
+from memseq.layers.attention import check_heads
+from memseq.layers.fast_weights import Associations, Logits, Readout, first_weights, precise
+from memseq.ops.fast_network import Network, mlp
+from memseq.ops.titans import FastState, Gates, titans_chunkwise, titans_online_linear
+
+__all__ = ["TitansConfig", "TitansMemory", "TitansState"]
+
+
+class TitansState(NamedTuple):
+    fast: FastState  # weights, momentum, anchor, and the position in the segment, on the host
+    tail: Float[Tensor, "B W C"]  # what the convolution still sees
+
+
+@dataclass(frozen=True, kw_only=True)
+class TitansConfig:
+    d_model: int
+    n_heads: int = 4
+    segment_length: int = 64  # b: tokens whose gradients are taken at one anchor; part of the function
+    depth: int = 2  # layers of M; 1 is a matrix
+    expansion: int = 4  # hidden units of M, in the size of a head
+    activation: Literal["gelu", "silu", "tanh"] = "gelu"
+    form: Literal["plain", "residual", "normed"] = "plain"  # of M(k): mlp(k), k + mlp(k), or k + gain * norm(mlp(k))
+    bias: bool = False  # of M's layers
+    conv_width: int = 4  # 1: no convolution
+    forget: float | None = 0.01  # alpha at the start; None: nothing is ever forgotten
+    momentum: float | None = 0.6  # eta at the start; None: S_t = -theta_t u_t
+    step: float = 0.1  # theta at the start
+    step_limit: float = 1.0  # the largest theta
+    gradient_limit: float | None = 4.0  # of a token's gradient, over all weights of M; None: none
+    chunk_size: int = 64  # speed only
+
+    def __post_init__(self) -> None:
+        check_heads(self.d_model, self.n_heads, 0.0)
+        for name in ("segment_length", "depth", "expansion", "conv_width", "chunk_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.activation not in ("gelu", "silu", "tanh"):
+            raise ConfigError(f"activation must be 'gelu', 'silu' or 'tanh', got {self.activation!r}")
+        if self.form not in ("plain", "residual", "normed"):
+            raise ConfigError(f"form must be 'plain', 'residual' or 'normed', got {self.form!r}")
+        for name in ("forget", "momentum"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise ConfigError(f"{name} is where a sigmoid starts: give a number inside (0, 1), or None to do without; got {value}")
+        if not 0 < self.step < self.step_limit:
+            raise ConfigError(f"step must lie between 0 and step_limit={self.step_limit}, got {self.step}")
+        if self.gradient_limit is not None and self.gradient_limit <= 0:
+            raise ConfigError(f"gradient_limit must be above 0, or None for no limit, got {self.gradient_limit}")
+
+    @property
+    def network(self) -> Network:
+        """M, one head of it."""
+        K = self.d_model // self.n_heads
+        sizes = (K, *[self.expansion * K] * (self.depth - 1), K)
+        return mlp(sizes, activation=self.activation, bias=self.bias, norm=self.form == "normed", residual=self.form != "plain")
+
+    @classmethod
+    def of_size(cls, size: Any) -> "TitansConfig":
+        """The memory of a `presets.Size`; a segment of M is at most 64 tokens, where the dual form is fastest."""
+        return cls(d_model=size.d_model, n_heads=size.n_heads, segment_length=min(64, size.segment_length))
+
+    def build(self) -> "TitansMemory":
+        return TitansMemory(self)
+
+
+class TitansMemory(Memory[TitansState]):
+    def __init__(self, config: TitansConfig) -> None:
+        super().__init__()
+        self.config, self.network = config, config.network
+        self.associate = Associations(config.d_model, config.n_heads, config.conv_width)
+        starts = [z for z in (config.forget, config.momentum, config.step / config.step_limit) if z is not None]
+        self.rates = Logits(config.d_model, config.n_heads, [math.log(z / (1 - z)) for z in starts])
+        self.first = first_weights(self.network, config.n_heads)
+        self.readout = Readout(config.d_model, config.n_heads)
+
+    def init_state(self, batch_size: int) -> TitansState:
+        weights = tuple(W.to(precise(W), copy=True).expand(batch_size, *W.shape) for W in self.first)
+        momentum = () if self.config.momentum is None else tuple(empty(W, *W.shape) for W in weights)
+        fast = FastState(weights, momentum, weights, torch.zeros(batch_size, dtype=torch.int64))
+        return TitansState(fast, self.associate.init_tail(batch_size))
+
+    def forward(self, x: Float[Tensor, "B T D"], state: TitansState) -> tuple[Float[Tensor, "B T D"], TitansState]:
+        o, after = self._learn(x, state, reading=True)
+        return self.readout(o, x), after
+
+    def advance(self, x: Float[Tensor, "B T D"], state: TitansState) -> TitansState:
+        self.check_input(x, state)
+        return self._learn(x, state, reading=False)[1]
+
+    def gates(self, x: Float[Tensor, "B T D"]) -> Gates:
+        """What each token of x forgets, carries on and steps."""
+        c, logits = self.config, list(self.rates(x))
+        step = c.step_limit * logits.pop().sigmoid()
+        momentum = None if c.momentum is None else F.logsigmoid(logits.pop())
+        return Gates(torch.zeros_like(step) if c.forget is None else F.logsigmoid(-logits.pop()), momentum, step)
+
+    def _learn(self, x: Tensor, state: TitansState, *, reading: bool) -> tuple[Tensor, TitansState]:
+        c = self.config
+        q, k, v, tail = self.associate(x, state.tail)
+        asked, gates = q if reading else None, self.gates(x)
+        if self._solvable:
+            o, fast = titans_online_linear(asked, k, v, gates, state.fast, chunk_size=c.chunk_size)
+        else:
+            o, fast = titans_chunkwise(
+                self.network,
+                asked,
+                k,
+                v,
+                gates,
+                state.fast,
+                segment_length=c.segment_length,
+                chunk_size=c.chunk_size,
+                limit=c.gradient_limit,
+            )
+        return o, TitansState(fast, tail)
+
+    @property
+    def _solvable(self) -> bool:
+        """The strict online rule on a matrix: the errors of a chunk are the solution of a triangular system."""
+        c = self.config
+        return c.segment_length == 1 and c.depth == 1 and c.form == "plain" and not c.bias and c.gradient_limit is None
