@@ -34,7 +34,7 @@ def test_rows_begin_anywhere_and_hold_enough_bits_for_every_head():
 
 def test_a_head_that_the_stream_is_too_short_for_is_refused():
     task = ParityTask(n_bits=3, most=6)
-    with pytest.raises(ConfigError, match="N=7 .* use 2 to 6"):
+    with pytest.raises(ConfigError, match=r"N=7 .* use 2 to 6"):
         task.heads(task.sample(2, 0).inputs, [7])
     with pytest.raises(ConfigError, match="most=2 is less than n_bits=3"):
         ParityTask(n_bits=3, most=2)

@@ -24,6 +24,8 @@ TASKS = {  # name -> module and class; a module is imported when its task is ask
     "set_disjointness": "set_disjointness.SetDisjointnessTask",
     "passkey": "passkey.PasskeyTask",
     "passkey_depth": "passkey.PasskeyDepthTask",
+    "needle": "needles.NeedleTask",
+    "variable_tracking": "needles.VariableTask",
 }
 
 
