@@ -105,8 +105,15 @@ _ROWS = (
         "yang2025gated yang2024parallelizing schlag2021linear",
         "a matrix that erases what a key retrieves before it writes, and fades by a gate",
     ),
+    _memory("gla", "GLAConfig", "yang2024gla", "a matrix whose key channels fade each at a rate the token decides"),
+    _memory("hgrn2", "HGRN2Config", "qin2024hgrn2", "a matrix whose channels write as much as they forget"),
+    _memory("kda", "KDAConfig", "kimi2025linear yang2025gated", "Gated DeltaNet whose key channels fade each at its own rate"),
+    _memory(
+        "rwkv7", "RWKV7Config", "peng2025rwkv7", "a matrix that removes under one key and writes under another, with a decay per channel"
+    ),
     _memory("mamba2", "Mamba2Config", "dao2024transformers", "selective state space: a matrix a head, kept by a scalar the token decides"),
     _memory("titans", "TitansConfig", "behrouz2024titans", "a network that learns keys and values while it reads, by gradient steps"),
+    _memory("mom", "MoMConfig", "du2025mom", "several matrices, of which a router lets each token read and write a few"),
     _model("stack", "stack", "StackConfig", "", "language model of blocks, each of one or more memories and a feedforward"),
     _model("memformer_lm", "memformer", "MemformerLMConfig", _MEMFORMER, "Memformer, causal: blocks that share one memory of slots"),
     _model(

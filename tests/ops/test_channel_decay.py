@@ -129,7 +129,7 @@ def test_with_one_gate_for_all_channels_kda_is_the_gated_delta_rule():
 
     given = inputs()
     log_a = given["log_w"][..., 0]
-    y, S = kda_chunkwise(*(given[n] for n in "q k v beta".split()), log_a[..., None].expand(-1, -1, -1, K), given["S"], chunk_size=16)
+    y, S = kda_chunkwise(*(given[n] for n in ["q", "k", "v", "beta"]), log_a[..., None].expand(-1, -1, -1, K), given["S"], chunk_size=16)
     wanted = delta_recurrent(given["q"], given["k"], given["v"], given["beta"], log_a, given["S"])
     assert_close(y, wanted[0], rtol=1e-10, atol=1e-12)
     assert_close(S, wanted[1], rtol=1e-10, atol=1e-12)
@@ -137,7 +137,7 @@ def test_with_one_gate_for_all_channels_kda_is_the_gated_delta_rule():
 
 def test_kda_is_the_general_form_with_one_key():
     given = inputs()
-    q, k, v, beta, log_w, S = (given[n] for n in "q k v beta log_w S".split())
+    q, k, v, beta, log_w, S = (given[n] for n in ["q", "k", "v", "beta", "log_w", "S"])
     wanted = channel_recurrent(q, beta[..., None] * k, v, log_w.exp() * k, -beta[..., None] * k, log_w, S)
     for found in (kda_recurrent(q, k, v, beta, log_w, S), kda_chunkwise(q, k, v, beta, log_w, S, chunk_size=16)):
         assert_close(found, wanted, rtol=1e-10, atol=1e-12)
@@ -146,7 +146,7 @@ def test_kda_is_the_general_form_with_one_key():
 def test_the_general_form_without_removal_is_gla():
     given = inputs()
     nothing = torch.zeros_like(given["k"])
-    q, k, v, log_w, S = (given[n] for n in "q k v log_w S".split())
+    q, k, v, log_w, S = (given[n] for n in ["q", "k", "v", "log_w", "S"])
     wanted = gla_recurrent(q, k, v, log_w, S)
     for a, b in ((nothing, given["b"]), (given["a"], nothing)):
         assert_close(channel_chunkwise(q, k, v, a, b, log_w, S, chunk_size=16), wanted, rtol=1e-10, atol=1e-12)
@@ -154,7 +154,7 @@ def test_the_general_form_without_removal_is_gla():
 
 def test_rwkv6_reads_what_gla_would_have_read_a_token_before():
     given = inputs()
-    q, k, v, log_w, S = (given[n] for n in "q k v log_w S".split())
+    q, k, v, log_w, S = (given[n] for n in ["q", "k", "v", "log_w", "S"])
     y, end = rwkv6_chunkwise(q, k, v, torch.zeros(H, K, dtype=F64), log_w, S, chunk_size=16)
     for t in range(T):
         before = gla_recurrent(q[:, :, :t], k[:, :, :t], v[:, :, :t], log_w[:, :, :t], S)[1] if t else S

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memseq.ops.channel_scores import decayed_scores, dense_scan, diagonal_scan, unit_solve
+from memseq.ops.chunks import form_for
 
 __all__ = [
     "channel_chunkwise",
@@ -102,11 +103,15 @@ def channel_chunkwise(
     q: Keys, k: Keys, v: Values, a: Keys, b: Keys, log_w: Keys, S: Matrix, *, chunk_size: int = 32
 ) -> tuple[Values, Matrix]:
     """Equal to `channel_recurrent`."""
+    if form_for(q.shape[2], chunk_size) == "recurrent":
+        return channel_recurrent(q, k, v, a, b, log_w, S)
     return _by_chunks(_channel, (q, k, v, a, b, log_w), S, chunk_size)
 
 
 def gla_chunkwise(q: Keys, k: Keys, v: Values, log_w: Keys, S: Matrix, *, chunk_size: int = 64) -> tuple[Values, Matrix]:
     """Equal to `gla_recurrent`: nothing is solved."""
+    if form_for(q.shape[2], chunk_size) == "recurrent":
+        return gla_recurrent(q, k, v, log_w, S)
     return _by_chunks(_gla, (q, k, v, log_w), S, chunk_size)
 
 
@@ -114,6 +119,8 @@ def rwkv6_chunkwise(
     q: Keys, k: Keys, v: Values, u: Float[Tensor, "H K"], log_w: Keys, S: Matrix, *, chunk_size: int = 64
 ) -> tuple[Values, Matrix]:
     """Equal to `rwkv6_recurrent`: scores of earlier tokens only, the bonus on their diagonal."""
+    if form_for(q.shape[2], chunk_size) == "recurrent":
+        return rwkv6_recurrent(q, k, v, u, log_w, S)
     return _by_chunks(_rwkv6, (q, k, v, q * u[:, None] * k, log_w), S, chunk_size)
 
 
@@ -121,6 +128,8 @@ def kda_chunkwise(
     q: Keys, k: Keys, v: Values, beta: Float[Tensor, "B H T"], log_w: Keys, S: Matrix, *, chunk_size: int = 32
 ) -> tuple[Values, Matrix]:
     """Equal to `kda_recurrent`. One key erases and writes, which is half the work of `channel_chunkwise`."""
+    if form_for(q.shape[2], chunk_size) == "recurrent":
+        return kda_recurrent(q, k, v, beta, log_w, S)
     return _by_chunks(_kda, (q, k, v, beta[..., None], log_w), S, chunk_size)
 
 

@@ -17,6 +17,7 @@ Letters: n chunks of L tokens (L a power of two), R and P vectors a token on the
 """
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import torch
@@ -47,14 +48,14 @@ class _Scores(Function):
         ctx.save_for_backward(log_w, *vectors)
         ctx.inclusive = inclusive
         R, P, (L, K) = len(inclusive), len(vectors) - len(inclusive), log_w.shape[-2:]
-        n = log_w.shape[:-2].numel()
+        n = prod(log_w.shape[:-2])
         A, x, y, end = log_w.new_zeros(n, R, P, L, L), log_w.new_empty(n, L, R, K), log_w.new_empty(n, L, P, K), log_w.new_empty(n, K)
         for part, rows in _groups(log_w):
             A_part, x_part, y_part = A[rows], x[rows], y[rows]
             decay = _fade(vectors, log_w, part, inclusive, x_part, y_part)
             for r, p in _own(inclusive, P):
                 pairs = (vectors[r][part] * vectors[R + p][part]).sum(-1)
-                A_part[:, r, p].diagonal(dim1=1, dim2=2).copy_(pairs.view(-1, L))
+                A_part[:, r, p].diagonal(dim1=1, dim2=2).copy_(pairs.reshape(-1, L))
             m = 1
             while m < L:
                 x_late, y_early, below = _halves(x_part, m)[1], _halves(y_part, m)[0], _below(A_part, m)
@@ -118,7 +119,7 @@ class _Scores(Function):
 def _groups(log_w: Tensor) -> Iterator[tuple[slice, slice]]:
     """Pieces of the first axis small enough to stay near the processor, and the chunks they hold."""
     count, each = log_w.shape[0], log_w[0].numel()
-    size, chunks = max(1, GROUP // each), log_w.shape[1:-2].numel()
+    size, chunks = max(1, GROUP // each), prod(log_w.shape[1:-2])
     for start in range(0, count, size):
         stop = min(count, start + size)
         yield slice(start, stop), slice(start * chunks, stop * chunks)
@@ -137,7 +138,7 @@ def _fade(vectors: Any, log_w: Tensor, part: slice, inclusive: tuple[bool, ...],
         torch.mul(vectors[r][part], w, out=into) if own else into.copy_(vectors[r][part])
     for p, t in enumerate(vectors[len(inclusive) :]):
         y.view(inside)[..., p, :].copy_(t[part])
-    return w.reshape(-1, *w.shape[-2:])
+    return w.reshape(-1, *w.shape[-2:]).contiguous()
 
 
 def _halves(t: Tensor, m: int) -> tuple[Tensor, ...]:
