@@ -34,6 +34,11 @@ CASES = [
     ("set_disjointness", {}),
     ("set_disjointness", {"n_first": 16, "n_second": 4}),
     ("set_disjointness", {"n_first": 3, "n_second": 3, "vocabulary": 10, "readings": 2}),
+    ("repeat_previous", {}),
+    ("repeat_previous", {"k": 32, "n_cards": 104}),
+    ("repeat_previous", {"k": 2, "n_suits": 3, "n_cards": 10, "dealt": False}),
+    ("autoencode", {}),
+    ("autoencode", {"n_cards": 17, "dealt": False}),
     ("passkey", {}),
     ("passkey", {"n_filler": 0}),
     ("needle", {}),
@@ -42,10 +47,13 @@ CASES = [
     ("needle", {"haystack": "needles", "n_keys": 4, "n_asked": 4, "value": "word", "n_chars": 1500}),
     ("variable_tracking", {}),
     ("variable_tracking", {"haystack": "text", "n_chains": 3, "n_hops": 2}),
+    ("babi", {}),
+    ("babi", {"qa": 2, "n_chars": 2048}),
+    ("babi", {"qa": 3, "n_chars": 4096}),
     ("passkey_depth", {}),
     ("passkey_depth", {"n_blocks": 1, "n_depths": 2}),
 ]
-TOLD_BYTE_BY_BYTE = {"passkey", "passkey_depth", "needle", "variable_tracking"}
+TOLD_BYTE_BY_BYTE = {"passkey", "passkey_depth", "needle", "variable_tracking", "babi"}
 tasks = pytest.mark.parametrize(("name", "settings"), CASES, ids=str)
 
 

@@ -39,7 +39,7 @@ def _mixed(word: Tensor) -> Tensor:
     word = word ^ (word >> 16)
     word = (word * 0x7FEB352D) & MASK
     word = word ^ (word >> 15)
-    word = (word * 0x046CA68B) & MASK
+    word = (word * 0x2C1B3C6D) & MASK
     return word ^ (word >> 16)
 
 

@@ -12,7 +12,7 @@ An Aaren is a running mean whose weights are learned: token t moves the mean by 
 scores are alike. Order enters by stacking. With `forget="gate"` every weight is multiplied by a_t = sigmoid(w_a x_t + b_a) before
 token t is read, so that the mean can leave its past behind. `n_readouts` learned tokens a head read the same values.
 
-State: the log of the denominator and the mean, m + log u and w / u of the paper's (m, u, w): 4 B (D + H) bytes a readout in
+State: the paper's (m, u, w): greatest score, sum of the weights and weighted sum of the values; 4 B (D + 2 H) bytes a readout in
 float32, whatever the length of the stream.
 """
 
@@ -28,15 +28,16 @@ from memseq.contract import Memory
 from memseq.errors import ConfigError
 from memseq.layers.attention import check_heads
 from memseq.layers.linear import weight_of
-from memseq.ops.attention import NOTHING, merge
-from memseq.ops.prefix_softmax import prefix_softmax_chunkwise, prefix_softmax_last, prefix_softmax_step
+from memseq.ops.attention import NOTHING
+from memseq.ops.prefix_softmax import Sums, join, prefix_softmax_chunkwise, prefix_softmax_last, prefix_softmax_step
 
 __all__ = ["Aaren", "AarenConfig", "AarenState"]
 
 
 class AarenState(NamedTuple):
-    lse: Float[Tensor, "B G"]  # log of the sum of the weights; NOTHING before the first token; G = heads x readouts
-    mean: Float[Tensor, "B G K"]  # of the values, by those weights
+    maximum: Float[Tensor, "B G"]  # m; NOTHING before the first token; G = heads x readouts
+    weight: Float[Tensor, "B G"]  # u
+    total: Float[Tensor, "B G K"]  # w; total / weight is what is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,31 +76,29 @@ class Aaren(Memory[AarenState]):
     def init_state(self, batch_size: int) -> AarenState:
         G, K = self.config.n_heads * self.config.n_readouts, self.config.d_model // self.config.n_heads
         like = self._wide(self.value.weight.new_zeros(()))
-        return AarenState(like.new_full((batch_size, G), NOTHING), like.new_zeros(batch_size, G, K))
+        return AarenState(like.new_full((batch_size, G), NOTHING), like.new_zeros(batch_size, G), like.new_zeros(batch_size, G, K))
 
     def forward(self, x: Float[Tensor, "B T D"], state: AarenState) -> tuple[Float[Tensor, "B T D"], AarenState]:
         v = self.value(x)
         with torch.autocast(x.device.type, enabled=False):
             s, log_a = self._scores(x)
-            v = self._by_group(self._wide(v))
+            v, past = self._by_group(self._wide(v)), Sums(*state)
             if x.shape[1] == 1:
-                token = prefix_softmax_step(s[..., 0], v[..., 0, :], *state, log_a=None if log_a is None else log_a[..., 0])
-                o, state = token[1][..., None, :], AarenState(*token)
+                o, after = prefix_softmax_step(s[..., 0], v[..., 0, :], past, log_a=None if log_a is None else log_a[..., 0])
+                o = o[..., None, :]
             else:
-                o, *after = prefix_softmax_chunkwise(s, v, *state, log_a=log_a, chunk_size=self.config.chunk_size)
-                state = AarenState(*after)
-        return self.out(o.transpose(1, 2).flatten(2).to(self.value.weight.dtype)), state
+                o, after = prefix_softmax_chunkwise(s, v, past, log_a=log_a, chunk_size=self.config.chunk_size)
+        return self.out(o.transpose(1, 2).flatten(2).to(self.value.weight.dtype)), AarenState(*after)
 
     def advance(self, x: Float[Tensor, "B T D"], state: AarenState) -> AarenState:
         """A weighted sum of the inputs and one projection of it: no token has an output of its own."""
         self.check_input(x, state)
         with torch.autocast(x.device.type, enabled=False):
             s, log_a = self._scores(x)
-            lse, kept, pooled = prefix_softmax_last(s, self._wide(x), state.lse, log_a=log_a)
-            by_head = pooled.unflatten(1, (self.config.n_heads, -1))
+            m, kept, weight, pooled = prefix_softmax_last(s, self._wide(x), state.maximum, log_a=log_a)
             W = self._wide(weight_of(self.value)).unflatten(0, (self.config.n_heads, -1))
-            read = torch.einsum("b h r d, h k d -> b h r k", by_head, W).flatten(1, 2)
-            return AarenState(lse, kept[..., None] * state.mean + read)
+            total = torch.einsum("b h r d, h k d -> b h r k", pooled.unflatten(1, (self.config.n_heads, -1)), W).flatten(1, 2)
+            return AarenState(m, kept * state.weight + weight, kept[..., None] * state.total + total)
 
     def merge(self, first: AarenState, then: AarenState) -> AarenState:
         """The state of two streams one after the other, from the state of each: shards of a stream can be read in parallel.
@@ -109,8 +108,7 @@ class Aaren(Memory[AarenState]):
         """
         if self.gate is not None:
             raise ConfigError("states of an Aaren with forget='gate' cannot be merged; read the second stream after the first")
-        mean, lse = merge(first.mean[..., None, :], first.lse[..., None], then.mean[..., None, :], then.lse[..., None])
-        return AarenState(lse[..., 0], mean[..., 0, :])
+        return AarenState(*join(Sums(*first), Sums(*then)))
 
     def _scores(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """s and log a, [B, G, T] each: the product of keys and query, taken in the order that is cheap."""

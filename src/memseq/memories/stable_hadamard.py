@@ -18,7 +18,7 @@ State: M, 4 B m^2 bytes in float32, the position and the seed.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -53,7 +53,7 @@ class StableHadamardState(NamedTuple):
 class StableHadamardConfig:
     d_model: int
     memory_size: int = 72  # m: keys and values have this width
-    calibration: RandomRows | CyclingRows | FixedRow | NoRow | NoCalibration = RandomRows()
+    calibration: RandomRows | CyclingRows | FixedRow | NoRow | NoCalibration = field(default_factory=RandomRows)
     positive: Literal["relu", "softplus"] = "relu"  # relu writes nothing where all pre-activations are negative; softplus always does
     limit: float | None = 100.0  # no element of M leaves +-limit; None: as the paper's equations, which may overflow
     chunk_size: int = 16  # speed and memory only

@@ -22,10 +22,13 @@ TASKS = {  # name -> module and class; a module is imported when its task is ask
     "delayed_match": "bits.MatchTask",
     "mqar": "mqar.MQARTask",
     "set_disjointness": "set_disjointness.SetDisjointnessTask",
+    "repeat_previous": "popgym.RepeatPreviousTask",
+    "autoencode": "popgym.AutoencodeTask",
     "passkey": "passkey.PasskeyTask",
     "passkey_depth": "passkey.PasskeyDepthTask",
     "needle": "needles.NeedleTask",
     "variable_tracking": "needles.VariableTask",
+    "babi": "babi.BabiTask",
 }
 
 
