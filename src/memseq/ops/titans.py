@@ -109,11 +109,8 @@ def before(mix: Mixture) -> Mixture:
 def read_mixed(network: Network, q: Keys, state: FastState, factors: Sequence[Factors], mix: Mixture) -> Values:
     """M_{W_t}(q_t) for every t, W_t the mixture of row t: every product with a weight is mixed in its place."""
 
-    def product(i: int, layer: Fast, X: Tensor) -> Tensor:
-        S = None if mix.momentum is None else state.momentum[i]
-        return layer.mixed(X, state.weights[i], S, factors[i], mix)
-
-    return network.run(q, product)
+    carry = state.momentum or [None] * len(factors)
+    return network.run(q, lambda i, layer, X: layer.mixed(X, state.weights[i], carry[i], factors[i], mix))
 
 
 def move(network: Network, state: FastState, factors: Sequence[Factors], end: Mixture, momentum: Mixture | None) -> FastState:
@@ -157,10 +154,10 @@ def titans_chunkwise(
     chunk_size: int = 64,
     exclusive: bool = False,
     limit: float | None = None,
-) -> tuple[Values, FastState]:
+) -> tuple[Float[Tensor, "B H N V"], FastState]:
     """Equal to `titans_recurrent`, in the dual form: chunks of at most `chunk_size` tokens that lie in one segment in every row.
 
-    Without queries the outputs are empty, [B, H, 0, V]: what it takes to get to the state alone.
+    The outputs have N = T rows, or none without queries: what it takes to get to the state alone.
     """
     q, k, v, gates = _precise(q, k, v, gates, state)
     y, cuts = [], _cuts(state.position, k.shape[2], segment_length, chunk_size)
@@ -185,7 +182,7 @@ def titans_recurrent(
     segment_length: int,
     exclusive: bool = False,
     limit: float | None = None,
-) -> tuple[Values, FastState]:
+) -> tuple[Float[Tensor, "B H N V"], FastState]:
     """The definition, token by token, with every gradient formed as the weight it is: what the other forms are tested against."""
     q, k, v, gates = _precise(q, k, v, gates, state)
     y = []
@@ -222,7 +219,7 @@ def titans_scan(
     chunk_size: int = 64,
     exclusive: bool = False,
     limit: float | None = None,
-) -> tuple[Values, FastState]:
+) -> tuple[Float[Tensor, "B H N V"], FastState]:
     """The paper's own parallel form (its section 3.2): the weights of every token, by two associative scans. L |W| numbers a head."""
     q, k, v, gates = _precise(q, k, v, gates, state)
     y, cuts = [], _cuts(state.position, k.shape[2], segment_length, chunk_size)
@@ -247,7 +244,7 @@ def titans_scan(
 
 def titans_online_linear(
     q: Keys | None, k: Keys, v: Values, gates: Gates, state: FastState, *, chunk_size: int = 64, exclusive: bool = False
-) -> tuple[Values, FastState]:
+) -> tuple[Float[Tensor, "B H N V"], FastState]:
     """Equal to `titans_recurrent` with a network of one matrix, `segment_length` = 1 and no limit: the strict online rule, in chunks.
 
     The errors e_t = k_t W_{t-1} - v_t of a chunk depend on one another linearly: with bars for the mixtures of W_{t-1},
