@@ -48,7 +48,7 @@ class Heads(nn.Module):
         self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "*B T"]
     ) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]:
         """Queries, keys and values of x at `positions` ([T], or [B, T] where rows differ); keys and values in the weights' dtype."""
-        q, k, v = self.inputs(x).unflatten(-1, (3, self.n_heads, self.key_size)).unbind(2)
+        q, k, v = self.inputs(x).view(*x.shape[:2], 3, self.n_heads, self.key_size).unbind(2)
         turn = self._turn(positions, x)
         return rotate(q, turn).transpose(1, 2), self._kept(rotate(k, turn)), self._kept(v)
 

@@ -85,7 +85,7 @@ class MemformerLM(LanguageModel[MemformerLMState]):
         self.norm = nn.LayerNorm(D)
         self.writes = nn.ModuleList(config.slots.build() for _ in (reading if config.memory == "per_layer" else [None]))
         self.write_norms = nn.ModuleList(nn.LayerNorm(D) for _ in reading) if config.memory == "per_layer" else nn.ModuleList()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         init_weights(self)
 
     @property
@@ -112,13 +112,13 @@ class MemformerLM(LanguageModel[MemformerLMState]):
         """Tokens that lie in one segment, in every row."""
         shared = self.config.memory == "shared"
         x = self.dropout(self.embedding(tokens))
-        local, slots = [], list(state.slots)
+        local, slots, readers = [], list(state.slots), zip(self.reads, self.read_norms, strict=True)
         for i, block in enumerate(self.blocks):
             x, states = block.remember(x, state.local[i])
             reader = self.reader_of.get(i)
             if reader is not None:
-                memory = slots[0 if shared else reader].slots
-                x = x + self.dropout(self.reads[reader](self.read_norms[reader](x), memory))
+                read, norm = next(readers)
+                x = x + self.dropout(read(norm(x), slots[0 if shared else reader].slots))
             x = block.think(x)
             local.append(states)
             if reader is not None and not shared:

@@ -77,16 +77,19 @@ class Block(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(config.d_model) for _ in self.memories)
         self.ff_norm = nn.LayerNorm(config.d_model)
         self.ff = FeedForward(config.d_model, round(config.ff_mult * config.d_model))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def init_state(self, batch_size: int) -> tuple[State, ...]:
         return tuple(memory.init_state(batch_size) for memory in self.memories)
 
     def remember(self, x: Tensor, states: tuple[State, ...], mask: Tensor | None = None) -> tuple[Tensor, tuple[State, ...]]:
-        """The memories' branches; a mask is for memories that are `Masked` (`models/backbone.py`)."""
+        """The memories' branches; a mask is for memories that are `Masked` (`models/backbone.py`).
+
+        The model has checked its input and its whole state: here a memory is called without checking it again.
+        """
         after = []
         for norm, memory, state in zip(self.norms, self.memories, states, strict=True):
-            y, state = memory(norm(x), state) if mask is None else memory.read_masked(norm(x), state, mask)
+            y, state = nn.Module.__call__(memory, norm(x), state) if mask is None else memory.read_masked(norm(x), state, mask)
             x = x + self.dropout(y)
             after.append(state)
         return x, tuple(after)
@@ -107,7 +110,7 @@ class Stack(LanguageModel[StackState]):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in config.layers)
         self.norm = nn.LayerNorm(config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         init_weights(self)
 
     @property

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 __all__ = ["linear", "onednn_is_faster"]
 
-ROWS = 16  # fewer rows than this are bound by reading the weights, which both libraries do alike
+ROWS = 16  # fewer rows than this are bound by reading the weights, which oneDNN does faster only where there are many outputs
+WIDE = 1 << 17  # weights that are many
 PRODUCTS = 1 << 21  # multiplications below which the call costs what it saves
 PLAIN = (Tensor, nn.Parameter)  # a sharded, fake or quantised tensor is torch's business
 
@@ -45,12 +46,16 @@ def onednn_is_faster() -> bool:
 
 
 def _suited(x: Tensor, weight: Tensor) -> bool:
-    if x.dtype != torch.float32 or weight.dtype != torch.float32 or x.device.type != "cpu" or type(x) not in PLAIN:
+    outputs, inputs = weight.shape
+    products = x.numel() * outputs  # rows x outputs x inputs
+    large = outputs > 2 * inputs and outputs * inputs >= WIDE if products < ROWS * outputs * inputs else products >= PRODUCTS
+    if not large or not products:
         return False
-    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
-    if rows < ROWS or rows * weight.numel() < PRODUCTS or type(weight) not in PLAIN:
+    if x.dtype != torch.float32 or weight.dtype != torch.float32 or x.device.type != "cpu":
         return False
-    return not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling() and onednn_is_faster()
+    if type(x) not in PLAIN or type(weight) not in PLAIN or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return False
+    return onednn_is_faster()
 
 
 class _Linear(torch.autograd.Function):

@@ -39,7 +39,7 @@ NOTHING = -1e30  # the running maximum before any token: finite, and far below e
 
 def split_heads(x: Float[Tensor, "B L D"], n_heads: int) -> Float[Tensor, "B H L K"]:
     """[B, L, H K] -> [B, H, L, K]."""
-    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:2], n_heads, -1).transpose(1, 2)
 
 
 def write_slots(
@@ -125,7 +125,7 @@ def read_lifted(
     logits = lift(q, key_weight) @ slots.mT / math.sqrt(K)  # [B, H L, N]
     if reach is not None:
         logits = logits.masked_fill(~_seen(reach, slots.shape[1], q.device)[:, None], -torch.inf)
-    mixed = (logits.softmax(-1) @ slots).unflatten(1, (H, L)).transpose(0, 1).flatten(1, 2)  # [H, B L, D]
+    mixed = (logits.softmax(-1) @ slots).view(B, H, L, -1).transpose(0, 1).flatten(1, 2)  # [H, B L, D]
     read = mixed @ value_weight.view(H, K, -1).mT
     return read.view(H, B, L, K).permute(1, 2, 0, 3).flatten(2)
 
