@@ -14,21 +14,14 @@ from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
+from memseq.cli_flags import Json, Sets, device, positive, show, words
+from memseq.cli_probe import Probe, Report
 from memseq.errors import ConfigError, MemseqError, nearest
 from memseq.systems import SYSTEMS, cite, config_class, find
 
 __all__ = ["main"]
-
-
-def words(text: str, metavar: str | None = None) -> Any:
-    """How a flag is shown: what it means, with its default in the words."""
-    return arg(help=text, metavar=metavar, help_behavior_hint="")
-
-
-Json = Annotated[bool, words("print JSON in place of the table")]
-Sets = Annotated[tuple[str, ...], words("set fields of the config, such as dropout=0.1 or layers.*.window=64", "PATH=VALUE")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,15 +238,24 @@ class Show:
         return 0
 
 
-COMMANDS = {"train": Train, "eval": Eval, "generate": Generate, "check": Check, "bench": Bench, "list": List, "cite": Cite, "show": Show}
+COMMANDS: dict[str, Any] = {
+    "train": Train,
+    "eval": Eval,
+    "generate": Generate,
+    "probe": Probe,
+    "report": Report,
+    "check": Check,
+    "bench": Bench,
+}
+COMMANDS |= {"list": List, "cite": Cite, "show": Show}
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     # threads that wait by spinning take the cores from each other when the machine has other work; read when torch is loaded
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        return parse(list(sys.argv[1:] if words is None else words)).run()
+        return parse(list(sys.argv[1:] if given is None else given)).run()
     except MemseqError as error:
         return refused(error)
     except OSError as error:
@@ -322,27 +324,6 @@ def gathered(given: list[str]) -> list[str]:
             place.append(word)
         latest = word
     return [*others, "--set", *found] if found else others
-
-
-def show(as_json: bool, value: Any, rows: list[dict[str, Any]], title: str | None = None) -> None:
-    from memseq.report import tables
-
-    if as_json:
-        print(tables.as_json(value))
-    elif rows:
-        tables.print_table(rows, title=title)
-
-
-def positive(values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        if value is not None and value <= 0:
-            raise ConfigError(f"--{name.replace('_', '-')} must be more than 0, got {value}")
-
-
-def device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def sources(system: Any) -> str:
