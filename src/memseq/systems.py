@@ -111,6 +111,16 @@ _ROWS = (
     _memory(
         "rwkv7", "RWKV7Config", "peng2025rwkv7", "a matrix that removes under one key and writes under another, with a decay per channel"
     ),
+    _memory(
+        "linear_attention", "LinearAttentionConfig", "katharopoulos2020transformers", "attention by features: the past is one matrix a head"
+    ),
+    _memory("retnet", "RetNetConfig", "sun2023retentive", "a matrix a head that fades at a fixed rate, with rotary positions"),
+    _memory(
+        "deltanet",
+        "DeltaNetConfig",
+        "yang2024parallelizing schlag2021linear",
+        "a matrix that replaces what stands under a key instead of adding to it",
+    ),
     _memory("mamba2", "Mamba2Config", "dao2024transformers", "selective state space: a matrix a head, kept by a scalar the token decides"),
     _memory("titans", "TitansConfig", "behrouz2024titans", "a network that learns keys and values while it reads, by gradient steps"),
     _memory("mom", "MoMConfig", "du2025mom", "several matrices, of which a router lets each token read and write a few"),
@@ -142,6 +152,7 @@ _ROWS = (
         about="any causal language model of transformers, inside the segments of rmt, armt and their kin",
         config=("memseq.retrofit.backbone", "HuggingFaceConfig"),
     ),
+    _model("mamba2_lm", "mamba2", "Mamba2LMConfig", "dao2024transformers", "the Mamba-2 language model as published: Mamba-2 layers alone"),
     System(
         stem="replay", kind="method", about="memory replay: gradients of full BPTT, one segment's activations alive", cites=(_MEMFORMER,)
     ),

@@ -7,22 +7,25 @@ Queries and keys may have fewer heads than values (grouped values, as in Qwen3-N
 side. `rest` is whatever else the layer reads from x: gates, strengths.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from memseq.errors import ConfigError
+from memseq.layers.linear import Linear
 from memseq.layers.short_conv import ShortConv
 
 __all__ = ["ConvHeads", "check_delta_heads"]
 
 
-def check_delta_heads(config) -> None:
-    """Raise `ConfigError` where the numbers of a layer with convolved heads make no sense."""
+def check_delta_heads(config: Any) -> None:
+    """Raise `ConfigError` where the numbers of a layer of the delta rule make no sense."""
     for name in ("d_model", "n_heads", "conv_width", "chunk_size"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
-    for name in ("key_size", "value_size", "n_key_heads"):
+    for name in ("key_size", "value_size"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, or None for its default, got {getattr(config, name)}")
     if (config.key_size is None or config.value_size is None) and config.d_model % config.n_heads:
@@ -31,10 +34,8 @@ def check_delta_heads(config) -> None:
             f"d_model={config.d_model} cannot be split into n_heads={config.n_heads} equal heads; give key_size and value_size,"
             f" or use a multiple of {config.n_heads}, such as d_model={near}"
         )
-    if config.n_key_heads is not None and config.n_heads % config.n_key_heads:
-        raise ConfigError(
-            f"n_heads={config.n_heads} cannot share n_key_heads={config.n_key_heads} equally; use a divisor of {config.n_heads}"
-        )
+    if not 0 < config.strength <= 2:
+        raise ConfigError(f"strength must lie in (0, 2]: beyond 2 a write grows without end, got {config.strength}")
 
 
 class ConvHeads(nn.Module):
@@ -46,7 +47,7 @@ class ConvHeads(nn.Module):
         super().__init__()
         self.sizes = [n_key_heads * key_size, n_key_heads * key_size, n_heads * value_size]
         self.n_heads, self.n_key_heads, self.extra = n_heads, n_key_heads, extra
-        self.inputs = nn.Linear(d_model, sum(self.sizes) + extra, bias=False)
+        self.inputs = Linear(d_model, sum(self.sizes) + extra, bias=False)
         self.conv = ShortConv(sum(self.sizes), conv_width, silu=True)
         nn.init.normal_(self.inputs.weight, std=d_model**-0.5)
 

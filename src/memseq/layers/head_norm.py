@@ -1,11 +1,12 @@
 """What stands between a matrix memory and its output projection: an RMS norm over a head, with a gate after or before it.
 
-    NormThenGate    w * rms(x) * silu(z)          Gated DeltaNet, GLA; without z: w * rms(x), DeltaNet, RetNet
+    HeadNorm        w * rms(x)                    DeltaNet
+    NormThenGate    w * rms(x) * silu(z)          Gated DeltaNet, GLA, RetNet
     GateThenNorm    w * rms(x * silu(z))          Mamba-2, over a group of channels
                     rms(x) = x / sqrt(mean x^2 + eps)
 
-over the last axis, in float32 at least; the result has the dtype of the gate. And `unit`, x / sqrt(sum x^2 + eps), for the keys of
-a delta rule.
+over the last axis, in float32 at least; the result has the dtype of the gate, or stays as wide as it was computed. And `unit`,
+x / sqrt(sum x^2 + eps), for the keys of a delta rule.
 """
 
 import torch
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["GateThenNorm", "NormThenGate", "unit"]
+__all__ = ["GateThenNorm", "HeadNorm", "NormThenGate", "unit"]
 
 
 def unit(x: Float[Tensor, "... F"], eps: float = 1e-6) -> Float[Tensor, "... F"]:
@@ -24,6 +25,18 @@ def unit(x: Float[Tensor, "... F"], eps: float = 1e-6) -> Float[Tensor, "... F"]
 
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class HeadNorm(nn.Module):
+    def __init__(self, size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Float[Tensor, "... F"]) -> Float[Tensor, "... F"]:
+        with torch.autocast(x.device.type, enabled=False):
+            x = _wide(x)
+            return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
 
 
 class NormThenGate(nn.Module):

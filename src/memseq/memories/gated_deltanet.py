@@ -23,6 +23,7 @@ from memseq.errors import ConfigError
 from memseq.layers.conv_heads import ConvHeads, check_delta_heads
 from memseq.layers.decay_gate import DecayGate
 from memseq.layers.head_norm import NormThenGate, unit
+from memseq.layers.linear import Linear
 from memseq.ops.linear_attention import delta_chunkwise
 
 __all__ = ["GatedDeltaNetConfig", "GatedDeltaNetMemory", "GatedDeltaNetState"]
@@ -47,8 +48,10 @@ class GatedDeltaNetConfig:
 
     def __post_init__(self) -> None:
         check_delta_heads(self)
-        if not 0 < self.strength <= 2:
-            raise ConfigError(f"strength must lie in (0, 2]: beyond 2 a write grows without end, got {self.strength}")
+        if self.n_key_heads is not None and (self.n_key_heads < 1 or self.n_heads % self.n_key_heads):
+            raise ConfigError(
+                f"n_heads={self.n_heads} cannot share n_key_heads={self.n_key_heads} equally; use a divisor of {self.n_heads}"
+            )
 
     def build(self) -> "GatedDeltaNetMemory":
         return GatedDeltaNetMemory(self)
@@ -71,7 +74,7 @@ class GatedDeltaNetMemory(Memory[GatedDeltaNetState]):
         )
         self.gate = DecayGate(H, rates=(0.01, 16.0))
         self.norm = NormThenGate(self.value_size, c.norm_eps)
-        self.out = nn.Linear(H * self.value_size, c.d_model, bias=False)
+        self.out = Linear(H * self.value_size, c.d_model, bias=False)
         nn.init.normal_(self.out.weight, std=self.out.in_features**-0.5)
 
     def init_state(self, batch_size: int) -> GatedDeltaNetState:

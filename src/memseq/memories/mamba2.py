@@ -25,6 +25,7 @@ from memseq.contract import Memory
 from memseq.errors import ConfigError
 from memseq.layers.decay_gate import DecayGate
 from memseq.layers.head_norm import GateThenNorm
+from memseq.layers.linear import Linear
 from memseq.layers.short_conv import ShortConv
 from memseq.ops.linear_attention import decay_chunkwise
 
@@ -85,13 +86,13 @@ class Mamba2Memory(Memory[Mamba2State]):
     def __init__(self, config: Mamba2Config) -> None:
         super().__init__()
         self.config = c = config
-        self.inputs = nn.Linear(c.d_model, c.inner + c.conv_channels + c.n_heads, bias=c.bias)  # z, [u, B, C], d
+        self.inputs = Linear(c.d_model, c.inner + c.conv_channels + c.n_heads, bias=c.bias)  # z, [u, B, C], d
         self.conv = ShortConv(c.conv_channels, c.conv_width, bias=c.conv_bias, silu=True)
         self.gate = DecayGate(c.n_heads, min_step=c.min_step, max_step=c.max_step)
         self.skip = nn.Parameter(torch.ones(c.n_heads))
         self.skip.no_decay = True  # ty: ignore[missing-attribute]
         self.norm = GateThenNorm(c.inner, c.n_groups, c.norm_eps)
-        self.out = nn.Linear(c.inner, c.d_model, bias=c.bias)
+        self.out = Linear(c.inner, c.d_model, bias=c.bias)
         for layer in (self.inputs, self.out):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
             if layer.bias is not None:

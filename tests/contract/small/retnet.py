@@ -1,0 +1,7 @@
+from typing import Any
+
+from memseq.memories.retnet import RetNetConfig
+
+
+def configs() -> list[Any]:
+    return [RetNetConfig(d_model=16, n_heads=2, chunk_size=4)]
