@@ -22,19 +22,20 @@ Python. Needles stand between its sentences, at depths drawn without replacement
     prompts    the texts without their answers, for models that generate; `found` is RULER's score of what was said.
 """
 
+import random
 import re
 import uuid
 from dataclasses import dataclass
-from functools import cache
-from itertools import pairwise
-from pathlib import Path
+from itertools import pairwise, product
+from string import ascii_uppercase
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from memseq.errors import ConfigError, InputError
+from memseq.errors import ConfigError
+from memseq.tasks.prose import dice, fit, sentences_of, split_sentences
 from memseq.tasks.task import IGNORE, Batch, Task
 
 __all__ = ["NeedleTask", "TextPrompt", "VariableTask", "found"]
@@ -50,8 +51,9 @@ NOUNS = re.findall(
     "anchor basket candle desert engine feather garden hammer island jacket kettle lantern meadow needle orchard pencil quarry ribbon"
     " saddle timber umbrella valley window yarn",
 )
+WORDS = [f"{adjective}-{noun}" for adjective in ADJECTIVES for noun in NOUNS]
+NAMES = [name for name in map("".join, product(ascii_uppercase, repeat=3)) if name != "VAR"]
 DEPTHS = 40  # RULER's grid
-PROSE = re.compile(r"[A-Z][A-Za-z ,;:'\"()-]+[.!?]")  # neither headings nor code
 
 
 class TextPrompt(NamedTuple):
@@ -84,9 +86,9 @@ class _HiddenTask(Task):
     def length(self) -> int:
         return self.n_chars - 1
 
-    def _compose(self, generator: torch.Generator) -> tuple[str, list[str], str, tuple[str, ...], list[str]]:
+    def _compose(self, chance: random.Random) -> tuple[str, list[str], str, tuple[str, ...], list[str]]:
         """Instruction, what is hidden, question, answers, and more hidden lines that may fill a haystack."""
-        raise TypeError(f"{type(self).__name__} must define _compose(generator)")
+        raise TypeError(f"{type(self).__name__} must define _compose(chance)")
 
     def answer_in(self, text: str) -> tuple[str, ...]:
         """The answers, found in a text that ends in its question."""
@@ -94,18 +96,18 @@ class _HiddenTask(Task):
 
     def prompts(self, n: int, seed: int, split: str = "train") -> list[TextPrompt]:
         """`n` texts that end in the question, each with its answers."""
-        generator = self.generator(seed, split)
-        return [self._write(generator)[0] for _ in range(n)]
+        chance = dice(self.generator(seed, split))
+        return [self._write(chance)[0] for _ in range(n)]
 
-    def _write(self, generator: torch.Generator) -> tuple[TextPrompt, str]:
+    def _write(self, chance: random.Random) -> tuple[TextPrompt, str]:
         """A text and its answer, `n_chars` long together."""
-        instruction, hidden, question, answers, others = self._compose(generator)
+        instruction, hidden, question, answers, others = self._compose(chance)
         answer = f" {', '.join(answers)}."
         room = self.n_chars + 1 - len(f"{instruction}\n\n{question}{answer}") - sum(len(line) + 1 for line in hidden)  # spaces between
         if room < 1:
             raise ConfigError(f"n_chars={self.n_chars} has no room for a haystack; use {self.n_chars - room + 1} or more")
-        sentences = _fit(self._sentences(room, others, generator), room)
-        grid = torch.randperm(DEPTHS, generator=generator)[: len(hidden)].sort().values.tolist()
+        sentences = fit(self._pool(others), room, chance if self.haystack == "text" else None)
+        grid = sorted(chance.sample(range(DEPTHS), len(hidden)))
         n_sentences = len(sentences)
         for depth, line in reversed(list(zip(grid, hidden, strict=True))):
             sentences.insert(round(depth / (DEPTHS - 1) * n_sentences), line)
@@ -113,20 +115,19 @@ class _HiddenTask(Task):
         text = f"{instruction}\n{' '.join(sentences)}\n{question}"
         return TextPrompt(text, answers, 10 * round(10 * place / (DEPTHS - 1))), answer
 
-    def _sentences(self, room: int, others: list[str], generator: torch.Generator) -> list[str]:
-        """Enough of the haystack to fill `room` characters."""
-        if self.haystack == "needles":
-            return others
-        pool = _split(REPEATED) if self.haystack == "repeat" else _prose(self.file)
-        start = 0 if self.haystack == "repeat" else int(torch.randint(len(pool), (), generator=generator))
-        taken, size = [], 0
-        while size < room:
-            taken.append(pool[(start + len(taken)) % len(pool)])
-            size += len(taken[-1]) + 1
-        return taken
+    def _pool(self, others: list[str]) -> tuple[str, ...]:
+        """The sentences of the haystack."""
+        match self.haystack:
+            case "needles":
+                return tuple(others)
+            case "repeat":
+                return tuple(split_sentences(REPEATED))
+            case _:
+                return sentences_of(self.file)
 
     def _draw(self, batch_size: int, generator: torch.Generator) -> Batch:
-        written = [self._write(generator) for _ in range(batch_size)]
+        chance = dice(generator)
+        written = [self._write(chance) for _ in range(batch_size)]
         text = "".join(prompt.text + answer for prompt, answer in written)
         tokens = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).view(batch_size, self.n_chars).long()
         inputs, labels = tokens[:, :-1].clone(), tokens[:, 1:].clone()
@@ -173,29 +174,29 @@ class NeedleTask(_HiddenTask):
         asked = n * (1 + 7 + 1)  # space, digits, comma or full stop
         return n * (2 + 1 / 9 + 6 / 10) / asked
 
-    def _value(self, generator: torch.Generator) -> str:
+    def _value(self, chance: random.Random) -> str:
         match self.value:
             case "number":
-                return str(int(torch.randint(10**6, 10**7, (), generator=generator)))
+                return str(chance.randrange(10**6, 10**7))
             case "word":
-                return _word(generator)
+                return chance.choice(WORDS)
             case _:
-                return str(uuid.UUID(bytes=bytes(torch.randint(256, (16,), generator=generator).tolist()), version=4))
+                return str(uuid.UUID(bytes=chance.randbytes(16), version=4))
 
     def _needle(self, key: str, value: str) -> str:
         return f"One of the special magic {self.value}s for {key} is: {value}."
 
-    def _compose(self, generator: torch.Generator) -> tuple[str, list[str], str, tuple[str, ...], list[str]]:
+    def _compose(self, chance: random.Random) -> tuple[str, list[str], str, tuple[str, ...], list[str]]:
         n_others = self.n_chars // 40 if self.haystack == "needles" else 0
-        keys = _words(self.n_keys + min(n_others, len(ADJECTIVES) * len(NOUNS) - self.n_keys), generator)
+        keys = chance.sample(WORDS, self.n_keys + min(n_others, len(WORDS) - self.n_keys))
         keys, others = keys[: self.n_keys], keys[self.n_keys :]
-        values = [[self._value(generator) for _ in range(self.n_values)] for _ in keys]
+        values = [[self._value(chance) for _ in range(self.n_values)] for _ in keys]
         hidden = [(key, value) for key, own in zip(keys, values, strict=True) for value in own]
-        hidden = [hidden[i] for i in torch.randperm(len(hidden), generator=generator).tolist()]
-        asked = [keys[i] for i in torch.randperm(len(keys), generator=generator)[: self.n_asked].tolist()]
+        chance.shuffle(hidden)
+        asked = chance.sample(keys, self.n_asked)
         answers = tuple(value for key in asked for name, value in hidden if name == key)
         lines = [self._needle(key, value) for key, value in hidden]
-        noise = [self._needle(key, self._value(generator)) for key in others]
+        noise = [self._needle(key, self._value(chance)) for key in others]
         instruction = f"Special magic {self.value}s are hidden in this text. Remember them: they will be asked for."
         question = f"What are the special magic {self.value}s for {' and '.join(asked)}? They are"
         return instruction, lines, question, answers, noise
@@ -231,30 +232,19 @@ class VariableTask(_HiddenTask):
         n = self.n_hops + 1
         return n * (2 + 3 / 26) / (n * 5)
 
-    def _compose(self, generator: torch.Generator) -> tuple[str, list[str], str, tuple[str, ...], list[str]]:
+    def _compose(self, chance: random.Random) -> tuple[str, list[str], str, tuple[str, ...], list[str]]:
         n = self.n_hops + 1
-        names: list[str] = []
-        while len(names) < n * self.n_chains:
-            name = "".join(chr(65 + i) for i in torch.randint(26, (3,), generator=generator).tolist())
-            if name not in names and name != "VAR":
-                names.append(name)
-        values: list[str] = []
-        while len(values) < self.n_chains:
-            value = str(int(torch.randint(10000, 100000, (), generator=generator)))
-            if value not in values:
-                values.append(value)
+        names = chance.sample(NAMES, n * self.n_chains)
+        values = [str(number) for number in chance.sample(range(10_000, 100_000), self.n_chains)]
         chains = [names[i * n : (i + 1) * n] for i in range(self.n_chains)]
         queues = [
             [f"VAR {own[0]} = {value}.", *(f"VAR {b} = VAR {a}." for a, b in pairwise(own))]
             for own, value in zip(chains, values, strict=True)
         ]
-        order = torch.arange(self.n_chains).repeat_interleave(n)[torch.randperm(n * self.n_chains, generator=generator)].tolist()
-        taken = [0] * self.n_chains
-        lines = []
-        for chain in order:  # chains are interleaved, each in its own order
-            lines.append(queues[chain][taken[chain]])
-            taken[chain] += 1
-        asked = int(torch.randint(self.n_chains, (), generator=generator))
+        turns = [chain for chain in range(self.n_chains) for _ in range(n)]
+        chance.shuffle(turns)
+        lines = [queues[chain].pop(0) for chain in turns]  # chains are interleaved, each in its own order
+        asked = chance.randrange(self.n_chains)
         instruction = "Variables are assigned in this text. Remember their values: they will be asked for."
         question = f"Which variables are {values[asked]}? They are"
         return instruction, lines, question, tuple(chains[asked]), []
@@ -265,50 +255,3 @@ class VariableTask(_HiddenTask):
         for name, source in re.findall(r"VAR ([A-Z]{3}) = (?:VAR )?(\w+)\.", text):
             held[name] = held.get(source, source)
         return tuple(name for name, own in held.items() if own == value)
-
-
-def _word(generator: torch.Generator) -> str:
-    return _words(1, generator)[0]
-
-
-def _words(n: int, generator: torch.Generator) -> list[str]:
-    """Distinct words such as "amber-anchor"."""
-    picks = torch.randperm(len(ADJECTIVES) * len(NOUNS), generator=generator)[:n].tolist()
-    return [f"{ADJECTIVES[i // len(NOUNS)]}-{NOUNS[i % len(NOUNS)]}" for i in picks]
-
-
-def _split(text: str) -> list[str]:
-    return [sentence.strip() for sentence in re.split(r"(?<=[.!?])\s+", text) if sentence.strip()]
-
-
-@cache
-def _prose(file: str | None) -> list[str]:
-    """The sentences of a text, in plain ASCII so that characters are bytes."""
-    if file is None:
-        from pydoc_data.topics import topics
-
-        text = " ".join(topics[name] for name in sorted(topics))
-    else:
-        try:
-            text = Path(file).read_text(encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise InputError(f"the haystack {file} cannot be read: {error.strerror}; give the path of a text file") from None
-    plain = " ".join(text.encode("ascii", "ignore").decode().split())
-    sentences = [sentence for sentence in _split(plain) if PROSE.fullmatch(sentence)]
-    if not sentences:
-        raise InputError(f"the haystack {file} has no sentence; give a text file")
-    return sentences
-
-
-def _fit(sentences: list[str], room: int) -> list[str]:
-    """The first sentences that fill `room` characters, each with a space; the last is cut, and a gap is filled with its last letter."""
-    kept, left = [], room
-    for sentence in sentences:
-        if left < 2:
-            break
-        kept.append(sentence[: left - 1])
-        left -= len(kept[-1]) + 1
-    if left:  # a haystack of needles may be too short, and a last character has no room for a sentence
-        kept = kept or [""]
-        kept[-1] += "." * left
-    return kept
