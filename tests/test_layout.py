@@ -72,6 +72,7 @@ def breaks(file: Path, module: str) -> str | None:
         allowed = OPTIONAL.get(package)
         return f"{package} may be imported in {', '.join(sorted(allowed))} only" if allowed is not None and room not in allowed else None
     target = rest[0] if rest else "__init__"
+    target = "cli" if target.startswith("cli_") else target
     if room == "__init__":
         return None if rest[:2] == ["retrofit", "registration"] else "the root imports nothing but the registration"
     if target in ROOT:
