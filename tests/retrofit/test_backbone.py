@@ -1,5 +1,6 @@
 """A model of transformers as a backbone: any cut reads the same, rows at any position, nothing written in place."""
 
+import copy
 import threading
 
 import pytest
@@ -121,6 +122,18 @@ def test_a_visitor_meets_every_layer_and_leaves_no_trace(backbone):
         h, cache = backbone.read(piece, cache, visitor=visitor)
         in_pieces.append(h)
     assert_close(torch.cat(in_pieces, dim=1), visited, rtol=1e-10, atol=1e-12)
+
+
+@torch.no_grad()
+def test_two_backbones_around_one_model_have_visitors_of_their_own():
+    model = hub("llama")
+    first, second = HuggingFaceBackbone(model), HuggingFaceBackbone(model)
+    x = first.embed(torch.randint(V, (2, 5)))
+    visited = first.read(x, None, visitor=Doubling())[0]
+    assert torch.equal(second.read(x, None, visitor=Doubling())[0], visited)
+    twin = copy.deepcopy(second)
+    assert torch.equal(twin.read(x, None, visitor=Doubling())[0], visited)
+    assert torch.equal(twin.read(x, None)[0], first.read(x, None)[0])
 
 
 @torch.no_grad()

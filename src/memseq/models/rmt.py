@@ -74,6 +74,12 @@ class RMTConfig:
         backbone = StackConfig(vocab_size=vocab_size, d_model=size.d_model, layers=size.n_layers * (layer,))
         return cls(backbone=backbone, n_slots=size.n_slots, segment_length=size.segment_length)
 
+    @classmethod
+    def around(cls, backbone: Any, **settings: Any) -> "RMTConfig":
+        """What suits a pretrained network: causal, as it was trained, and memory vectors as large as its embeddings."""
+        suited: dict[str, Any] = {"mask": "causal", "feed": "normed"}
+        return cls(backbone=backbone, **suited | settings)
+
     def build(self, backbone: Backbone | None = None) -> "RMT":
         """The model, around `backbone` where one is given (it is not copied)."""
         return RMT(self, build_backbone(self.backbone) if backbone is None else backbone)

@@ -1,11 +1,23 @@
-"""Our models as Hugging Face models. Needs the extra `hf`; names are imported when they are first used."""
+"""Our models as Hugging Face models, and memory for pretrained ones. Needs the extra `hf`; names are imported on first use."""
 
 from importlib import import_module
 from typing import Any
 
-_HOME = {"MemseqCache": "cache", "MemseqConfig": "configuration", "MemseqForCausalLM": "huggingface"}
+_HOME = {
+    "HuggingFaceBackbone": "backbone",
+    "HuggingFaceConfig": "backbone",
+    "MemseqCache": "cache",
+    "MemseqConfig": "configuration",
+    "MemseqForCausalLM": "huggingface",
+    "add_lora": "adapters",
+    "freeze_backbone": "adapters",
+    "load_adapter": "adapters",
+    "load_llama2c": "llama2c",
+    "save_adapter": "adapters",
+    "with_memory": "adapters",
+}
 
-__all__ = ["MemseqCache", "MemseqConfig", "MemseqForCausalLM"]
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -47,7 +47,7 @@ __all__ = ["HuggingFaceBackbone", "HuggingFaceConfig", "Inputs"]
 
 NOT_OF_THE_FUNCTION = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "use_cache")
 
-_visitor: ContextVar[Visitor | None] = ContextVar("visitor", default=None)
+_visit: ContextVar[tuple[Any, Visitor] | None] = ContextVar("visit", default=None)  # whose reading it is, and who comes along
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +112,10 @@ class HuggingFaceBackbone(Backbone):
         self.config = HuggingFaceConfig.of(model) if config is None else config
         self.model = model  # with its head
         self._layers = _layers_of(self.reader, model.config)
+        self._mark = _Mark()
         for i, layer in enumerate(self._layers):
-            layer.register_forward_pre_hook(_Before(i), with_kwargs=True)
-            layer.register_forward_hook(_After(i))
+            layer.register_forward_pre_hook(_Before(i, self._mark), with_kwargs=True)
+            layer.register_forward_hook(_After(i, self._mark))
         self.takes_positions = "position_ids" in inspect.signature(self.reader.forward).parameters
         self.shapes = self._probe()
         self.takes_mask = self.shapes is not None
@@ -165,7 +166,7 @@ class HuggingFaceBackbone(Backbone):
             raise TrainingError(
                 "gradient checkpointing inside the backbone drops its cache; switch it off: memory replay keeps one segment"
             )
-        token = _visitor.set(visitor)
+        token = _visit.set(None if visitor is None else (self._mark, visitor))
         try:
             if cache is None:
                 return self._run(x, mask), None
@@ -173,7 +174,7 @@ class HuggingFaceBackbone(Backbone):
                 return self._read_by_position(x, cache)
             return self._read_inputs(x, cache) if self.shapes is None else self._read_keys(x, cache, mask)
         finally:
-            _visitor.reset(token)
+            _visit.reset(token)
 
     def head(self, h: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         return self.model.get_output_embeddings()(h)
@@ -261,14 +262,26 @@ class HuggingFaceBackbone(Backbone):
             self.train(training)
 
 
-class _Before:
+class _Mark:
+    """Which of the backbones around one model a hook belongs to; copied with it."""
+
+
+class _AtLayer:
+    def __init__(self, layer: int, mark: _Mark) -> None:
+        self.layer, self.mark = layer, mark
+
+    @property
+    def visitor(self) -> Visitor | None:
+        """Who comes along with this backbone's reading, if it is this backbone that reads."""
+        visit = _visit.get()
+        return visit[1] if visit is not None and visit[0] is self.mark else None
+
+
+class _Before(_AtLayer):
     """Before a layer: the visitor says what it reads."""
 
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
-
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        visitor = _visitor.get()
+        visitor = self.visitor
         if visitor is None:
             return None
         if args:
@@ -276,14 +289,11 @@ class _Before:
         return args, kwargs | {"hidden_states": visitor.before(self.layer, kwargs["hidden_states"])}
 
 
-class _After:
+class _After(_AtLayer):
     """After a layer: the visitor sees what it made."""
 
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
-
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        visitor = _visitor.get()
+        visitor = self.visitor
         if visitor is not None:
             visitor.after(self.layer, output[0] if isinstance(output, tuple) else output)
 

@@ -370,11 +370,12 @@ def _plain_surroundings() -> Generator[torch.dtype]:
 
 def _shared_names(module: nn.Module) -> dict[str, str]:
     """Parameters under two names: the second leads to the first, which is the one that is saved."""
-    first: dict[int, str] = {}
-    shared = {}
-    for name, p in module.named_parameters(remove_duplicate=False):
-        if first.setdefault(id(p), name) != name:
-            shared[name] = first[id(p)]
+    names = list(module.named_parameters(remove_duplicate=False))
+    first = {id(p): name for name, p in reversed(names)}
+    shared = {name: first[id(p)] for name, p in names if first[id(p)] != name}
+    for name, inner in module.named_modules():  # a pretrained model inside: while it loads, transformers has not tied it yet
+        if isinstance(inner, PreTrainedModel) and inner is not module:
+            shared |= {f"{name}.{copy}": f"{name}.{source}" for copy, source in inner.all_tied_weights_keys.items()}
     return shared
 
 
