@@ -2,8 +2,8 @@
 
 Source of the format: github.com/karpathy/llama2.c, `export.py` version 0. Little-endian; seven int32 (width, hidden width, layers, heads,
 key/value heads, vocabulary, context; a negative vocabulary says that the head is not the embedding), then float32 matrices
-[out, in], each kind stacked over the layers. Its rotary pairs are neighbours (2i, 2i + 1); those of transformers are (i, i + K/2): rows of W_q and
-W_k change places. Its tokenizer is `tasks/llama2c.py`.
+[out, in], each kind stacked over the layers. Its rotary pairs are neighbours (2i, 2i + 1); those of transformers are (i, i + K/2):
+rows of W_q and W_k change places. Its tokenizer is `tasks/llama2c.py`.
 """
 
 import os

@@ -1,7 +1,8 @@
 """The tokenizer of a llama2.c model: sentencepiece's byte-pair encoding in one small file.
 
 Source of the format: github.com/karpathy/llama2.c, `tokenizer.py`: int32 longest piece, then for each id float32 score, int32 length,
-bytes. Of two neighbours whose join is a piece, the pair of the highest score is joined first; what no piece covers is spelled in bytes `<0xNN>`.
+bytes. Of two neighbours whose join is a piece, the pair of the highest score is joined first; what no piece covers is spelled in bytes
+`<0xNN>`.
 
 A word's piece holds the space before it, so a text is best begun with a space, which sentencepiece would add.
 """
