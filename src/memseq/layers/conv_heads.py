@@ -17,7 +17,7 @@ from memseq.errors import ConfigError
 from memseq.layers.linear import Linear
 from memseq.layers.short_conv import ShortConv
 
-__all__ = ["ConvHeads", "check_delta_heads"]
+__all__ = ["ConvHeads", "check_delta_heads", "check_strength"]
 
 
 def check_delta_heads(config: Any) -> None:
@@ -34,8 +34,12 @@ def check_delta_heads(config: Any) -> None:
             f"d_model={config.d_model} cannot be split into n_heads={config.n_heads} equal heads; give key_size and value_size,"
             f" or use a multiple of {config.n_heads}, such as d_model={near}"
         )
-    if not 0 < config.strength <= 2:
-        raise ConfigError(f"strength must lie in (0, 2]: beyond 2 a write grows without end, got {config.strength}")
+
+
+def check_strength(strength: float) -> None:
+    """Raise `ConfigError` unless a delta rule with writes of up to this strength is stable."""
+    if not 0 < strength <= 2:
+        raise ConfigError(f"strength must lie in (0, 2]: beyond 2 a write grows without end, got {strength}")
 
 
 class ConvHeads(nn.Module):

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from memseq.contract import Memory
-from memseq.layers.conv_heads import ConvHeads, check_delta_heads
+from memseq.layers.conv_heads import ConvHeads, check_delta_heads, check_strength
 from memseq.layers.head_norm import HeadNorm, unit
 from memseq.layers.linear import Linear
 from memseq.ops.linear_attention import delta_chunkwise
@@ -46,6 +46,7 @@ class DeltaNetConfig:
 
     def __post_init__(self) -> None:
         check_delta_heads(self)
+        check_strength(self.strength)
 
     def build(self) -> "DeltaNetMemory":
         return DeltaNetMemory(self)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from memseq.contract import Memory
 from memseq.errors import ConfigError
-from memseq.layers.conv_heads import ConvHeads, check_delta_heads
+from memseq.layers.conv_heads import ConvHeads, check_delta_heads, check_strength
 from memseq.layers.decay_gate import DecayGate
 from memseq.layers.head_norm import NormThenGate, unit
 from memseq.layers.linear import Linear
@@ -48,6 +48,7 @@ class GatedDeltaNetConfig:
 
     def __post_init__(self) -> None:
         check_delta_heads(self)
+        check_strength(self.strength)
         if self.n_key_heads is not None and (self.n_key_heads < 1 or self.n_heads % self.n_key_heads):
             raise ConfigError(
                 f"n_heads={self.n_heads} cannot share n_key_heads={self.n_key_heads} equally; use a divisor of {self.n_heads}"
