@@ -21,6 +21,7 @@ TASKS = {  # name -> module and class; a module is imported when its task is ask
     "parity": "bits.ParityTask",
     "delayed_match": "bits.MatchTask",
     "mqar": "mqar.MQARTask",
+    "interleaved_recall": "interleaved.InterleavedRecallTask",
     "set_disjointness": "set_disjointness.SetDisjointnessTask",
     "repeat_previous": "popgym.RepeatPreviousTask",
     "autoencode": "popgym.AutoencodeTask",
@@ -29,6 +30,7 @@ TASKS = {  # name -> module and class; a module is imported when its task is ask
     "needle": "needles.NeedleTask",
     "variable_tracking": "needles.VariableTask",
     "babi": "babi.BabiTask",
+    "order": "order.OrderTask",
 }
 
 
