@@ -153,6 +153,11 @@ _ROWS = (
         config=("memseq.retrofit.backbone", "HuggingFaceConfig"),
     ),
     _model("mamba2_lm", "mamba2", "Mamba2LMConfig", "dao2024transformers", "the Mamba-2 language model as published: Mamba-2 layers alone"),
+    _model(
+        "titans_mac", "titans_mac", "TitansMACConfig", "behrouz2024titans", "Titans: attention to what the memory says and to a segment"
+    ),
+    _model("titans_mag", "titans_mag", "TitansMAGConfig", "behrouz2024titans", "Titans: attention to near tokens, gated by the memory"),
+    _model("titans_mal", "titans_mal", "TitansMALConfig", "behrouz2024titans", "Titans: attention to near tokens of what the memory says"),
     System(
         stem="replay", kind="method", about="memory replay: gradients of full BPTT, one segment's activations alive", cites=(_MEMFORMER,)
     ),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memseq.layers.short_conv import ShortConv
-from memseq.ops.fast_network import Network, Norm
+from memseq.ops.fast_network import Network, Norm, unrounded
 
 __all__ = ["Associations", "Logits", "Readout", "first_weights", "precise"]
 
@@ -60,7 +60,7 @@ class Logits(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B H T"], ...]:
         dtype = precise(self.weight)
-        with torch.autocast(x.device.type, enabled=False):
+        with unrounded(x):
             logits = F.linear(x.to(dtype), self.weight.flatten(0, 1).to(dtype), self.bias.flatten().to(dtype))
         return logits.mT.unflatten(1, self.bias.shape).unbind(1)
 

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memseq.errors import ConfigError
-from memseq.ops.fast_network import Factors, Fast, Linear, Mixture, Network
+from memseq.ops.fast_network import Factors, Fast, Linear, Mixture, Network, unrounded
 
 __all__ = [
     "FastState",
@@ -161,7 +161,7 @@ def titans_chunkwise(
     """
     q, k, v, gates = _precise(q, k, v, gates, state)
     y, cuts = [], _cuts(state.position, k.shape[2], segment_length, chunk_size)
-    with torch.autocast(k.device.type, enabled=False):
+    with unrounded(k):
         for q_i, k_i, v_i, gates_i in _split(q, k, v, gates, cuts):
             factors = surprise(network, state.anchor, k_i, v_i, limit=limit)
             mix, momentum = mixtures(gates_i)
@@ -186,7 +186,7 @@ def titans_recurrent(
     """The definition, token by token, with every gradient formed as the weight it is: what the other forms are tested against."""
     q, k, v, gates = _precise(q, k, v, gates, state)
     y = []
-    with torch.autocast(k.device.type, enabled=False):
+    with unrounded(k):
         for t in range(k.shape[2]):
             now = slice(t, t + 1)
             old = state
@@ -223,7 +223,7 @@ def titans_scan(
     """The paper's own parallel form (its section 3.2): the weights of every token, by two associative scans. L |W| numbers a head."""
     q, k, v, gates = _precise(q, k, v, gates, state)
     y, cuts = [], _cuts(state.position, k.shape[2], segment_length, chunk_size)
-    with torch.autocast(k.device.type, enabled=False):
+    with unrounded(k):
         for q_i, k_i, v_i, (keep, eta, theta) in _split(q, k, v, gates, cuts):
             factors = surprise(network, state.anchor, k_i, v_i, limit=limit)
             weights, momentum = [], []
@@ -253,7 +253,7 @@ def titans_online_linear(
     q, k, v, gates = _precise(q, k, v, gates, state)
     network = Network(layers=(Linear(inputs=k.shape[3], outputs=v.shape[3]),))
     y, cuts = [], _cuts(torch.zeros(1), k.shape[2], k.shape[2], chunk_size)
-    with torch.autocast(k.device.type, enabled=False):
+    with unrounded(k):
         for q_i, K, V, gates_i in _split(q, k, v, gates, cuts):
             (W,) = state.weights
             mix, momentum = mixtures(gates_i)
