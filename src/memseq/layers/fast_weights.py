@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memseq.layers.short_conv import ShortConv
-from memseq.ops.fast_network import Network, Norm, unrounded
+from memseq.ops.fast_network import Network, Norm
+from memseq.ops.precision import unrounded
 
 __all__ = ["Associations", "Logits", "Readout", "first_weights", "precise"]
 

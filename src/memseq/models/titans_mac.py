@@ -28,7 +28,7 @@ from memseq.layers.persistent import PersistentHeads
 from memseq.layers.rotary import places
 from memseq.memories.titans import TitansConfig, TitansState
 from memseq.models.stack import Stack, check_stack
-from memseq.ops.fast_network import unrounded
+from memseq.ops.precision import unrounded
 from memseq.state import choose
 
 __all__ = ["MACBranchConfig", "TitansMACConfig"]

@@ -12,7 +12,6 @@ A block is x += MAG(norm x); x += FFN(norm x). State: the memory's and the windo
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ from memseq.layers.attention import check_heads
 from memseq.layers.persistent import PersistentWindow, WindowState
 from memseq.memories.titans import TitansConfig, TitansState
 from memseq.models.stack import Stack, check_stack
-from memseq.ops.fast_network import unrounded
+from memseq.ops.precision import unrounded
 from memseq.state import map_state
 
 __all__ = ["MAGBranchConfig", "TitansMAGConfig"]

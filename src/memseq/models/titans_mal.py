@@ -21,7 +21,7 @@ from memseq.errors import ConfigError
 from memseq.memories.sliding_window import SlidingWindowConfig, SlidingWindowState
 from memseq.memories.titans import TitansConfig, TitansState
 from memseq.models.stack import Stack, check_stack
-from memseq.ops.fast_network import unrounded
+from memseq.ops.precision import unrounded
 from memseq.state import map_state
 
 __all__ = ["MALBranchConfig", "TitansMALConfig"]

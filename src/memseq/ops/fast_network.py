@@ -19,7 +19,6 @@ differentiable once more (the outer gradient): activations come with their slope
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -31,7 +30,7 @@ from torch.nn import functional as F
 
 from memseq.errors import ConfigError
 
-__all__ = ["Activation", "Factors", "Fast", "Gated", "Layer", "Linear", "Mixture", "Network", "Norm", "mlp", "unrounded"]
+__all__ = ["Activation", "Factors", "Fast", "Gated", "Layer", "Linear", "Mixture", "Network", "Norm", "mlp"]
 
 Kind = Literal["gelu", "silu", "tanh"]
 Weights = Sequence[Tensor]  # one for every layer that has fast weights, in their order: [B, H, I, O] or [B, H, O]
@@ -228,11 +227,6 @@ def mlp(
         if hidden:
             layers.append(Gated(kind=activation) if gated else Activation(kind=activation))
     return Network(layers=(*layers, Norm(size=sizes[-1])) if norm else tuple(layers), residual=residual)
-
-
-def unrounded(t: Tensor) -> AbstractContextManager:
-    """Without autocast on the device of `t`, where that device knows one."""
-    return torch.autocast(t.device.type, enabled=False) if torch.amp.is_autocast_available(t.device.type) else nullcontext()
 
 
 class _MixedProduct(torch.autograd.Function):

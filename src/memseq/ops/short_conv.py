@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from memseq.ops.precision import unrounded
+
 __all__ = ["short_conv", "short_conv_silu"]
 
 Channels = Float[Tensor, "B T C"]
@@ -36,7 +38,7 @@ def short_conv_silu(
 
 def _apply(x: Tensor, tail: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool) -> Tensor:
     inputs = (x, tail, weight, bias)
-    with torch.autocast(x.device.type, enabled=False):
+    with unrounded(x):
         if torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in inputs):
             return _ShortConv.apply(*inputs, silu)
         return _forward(*inputs, silu)

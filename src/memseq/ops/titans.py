@@ -26,7 +26,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memseq.errors import ConfigError
-from memseq.ops.fast_network import Factors, Fast, Linear, Mixture, Network, unrounded
+from memseq.ops.fast_network import Factors, Fast, Linear, Mixture, Network
+from memseq.ops.precision import unrounded
 
 __all__ = [
     "FastState",
