@@ -65,7 +65,8 @@ class HGRN2Memory(Memory[HGRN2State]):
     def __init__(self, config: HGRN2Config) -> None:
         super().__init__()
         self.config = c = config
-        self.inputs = nn.Linear(c.d_model, 3 * c.d_model, bias=False)  # q, f, v
+        self.sizes = 3 * [c.d_model]  # q, f, v
+        self.inputs = nn.Linear(c.d_model, sum(self.sizes), bias=False)
         self.conv = ShortConv(3 * c.d_model, c.conv_width) if c.conv_width else None
         self.norm = nn.RMSNorm(c.d_model, eps=c.norm_eps)
         self.out = nn.Linear(c.d_model, c.d_model, bias=False)
