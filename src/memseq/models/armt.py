@@ -14,7 +14,7 @@ State: 4 B l F (D + 1) bytes in float32 with F = 2 nu d_m, and the backbone's ca
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -45,7 +45,7 @@ class ARMTConfig:
     segment_length: int = 64  # L, tokens; the backbone reads L + N inputs
     key_size: int = 32  # d_m
     nu: int = 3
-    mask: Literal["paper", "causal"] = "causal"  # "paper": memory vectors see each other, as in RMT
+    mask: str = "causal"  # or "paper": memory vectors see each other, as in RMT
 
     def __post_init__(self) -> None:
         check_segments(self)

@@ -18,7 +18,7 @@ State: the memory, 4 B N D bytes in float32, and the backbone's cache of the ope
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,9 +33,6 @@ from memseq.state import State
 
 __all__ = ["RMT", "RMTConfig", "RMTState"]
 
-Feed = Literal["raw", "normed"]
-Mask = Literal["paper", "causal"]
-
 
 class RMTState(NamedTuple):
     memory: Float[Tensor, "B N D"]  # M_s, what the open segment reads
@@ -48,8 +45,8 @@ class RMTConfig:
     backbone: Any  # a StackConfig, or the config of a pretrained model
     n_slots: int = 8  # N; 0 is the backbone alone, every segment by itself
     segment_length: int = 64  # L, tokens; the backbone reads L + 2 N inputs
-    mask: Mask = "paper"
-    feed: Feed = "raw"
+    mask: str = "paper"  # or "causal"
+    feed: str = "raw"  # or "normed"
 
     def __post_init__(self) -> None:
         check_segments(self)
