@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from memseq.errors import ConfigError
+from memseq.layers.linear import Linear
 
 __all__ = ["CyclingRows", "FixedRow", "NoCalibration", "NoRow", "RandomRows", "drawn_rows"]
 
@@ -112,7 +113,7 @@ class Calibration(nn.Module):
 class PlainCalibration(Calibration):
     def __init__(self, d_model: int, size: int) -> None:
         super().__init__()
-        self.key = nn.Linear(d_model, size, bias=False)
+        self.key = Linear(d_model, size, bias=False)
         nn.init.normal_(self.key.weight, std=d_model**-0.5)
 
     def forward(self, x: Float[Tensor, "B T D"], seed: Int[Tensor, "B"], positions: Int[Tensor, "B T"]) -> Factors:

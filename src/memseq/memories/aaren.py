@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from memseq.contract import Memory
 from memseq.errors import ConfigError
 from memseq.layers.attention import check_heads
-from memseq.layers.linear import weight_of
+from memseq.layers.linear import Linear, weight_of
 from memseq.ops.attention import NOTHING
 from memseq.ops.prefix_softmax import Sums, join, prefix_softmax_chunkwise, prefix_softmax_last, prefix_softmax_step
 
@@ -65,8 +65,8 @@ class Aaren(Memory[AarenState]):
         self.config = config
         D, H, R = config.d_model, config.n_heads, config.n_readouts
         self.token = nn.Parameter(torch.randn(R, D))
-        self.query, self.key, self.value = (nn.Linear(D, D, bias=False) for _ in range(3))
-        self.out = nn.Linear(R * D, D, bias=False)
+        self.query, self.key, self.value = (Linear(D, D, bias=False) for _ in range(3))
+        self.out = Linear(R * D, D, bias=False)
         for layer in (self.query, self.key, self.value, self.out):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
         self.gate = nn.Linear(D, H * R) if config.forget == "gate" else None

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from memseq.contract import Memory
 from memseq.errors import ConfigError, StateError
 from memseq.layers.calibration import MASK, CyclingRows, FixedRow, NoCalibration, NoRow, RandomRows
+from memseq.layers.linear import Linear
 from memseq.ops.hadamard import hadamard_chunkwise
 
 __all__ = [
@@ -82,9 +83,9 @@ class StableHadamard(Memory[StableHadamardState]):
         self.config = config
         D, m = config.d_model, config.memory_size
         self.norm = nn.LayerNorm(D)
-        self.inputs = nn.Linear(D, 3 * m + 1, bias=False)  # k, q, v and the write gate
+        self.inputs = Linear(D, 3 * m + 1, bias=False)  # k, q, v and the write gate
         self.calibration = config.calibration.build(D, m)
-        self.out = nn.Linear(m, D)
+        self.out = Linear(m, D)
         nn.init.normal_(self.inputs.weight, std=D**-0.5)
 
     def init_state(self, batch_size: int) -> StableHadamardState:

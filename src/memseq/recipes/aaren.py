@@ -1,0 +1,254 @@
+"""What Aaren claims, run: a stream costs the same at every token, and on series of numbers it is about as good as a Transformer.
+
+Source: Attention as an RNN (Feng et al., arXiv:2405.13956). Every model here is two or three blocks around `aaren` or `attention`, equal in
+width, depth and feedforward: an Aaren has one vector a layer more.
+
+    python -m memseq.recipes.aaren --vowels data/japanesevowels --ett data/ett --json results.json
+
+    stream      a stream token by token: processor seconds so far and bytes held, beside a Transformer with its keys and values kept
+    million     one stream of a million tokens: finite, bytes, and the last token's latency over the first's
+    vowels      who speaks: Japanese Vowels, 270 utterances to learn from
+    ett         the next 96 of each of seven series, from the last 96; beside the last value, and a linear map fitted exactly
+    pairs       the limit: which value went with this key (MQAR). A query that is the same for all tokens cannot ask for one of them
+
+Errors of forecasts are mean squares of series normalised by the training months, as Informer and its successors give them.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from memseq.memories.aaren import AarenConfig
+from memseq.memories.attention import AttentionConfig
+from memseq.memories.base_conv import BaseConvConfig
+from memseq.models.stack import Block, StackConfig
+from memseq.recipes.fitting import Table, fit, weights
+from memseq.state import is_finite, state_bytes
+from memseq.tasks.mqar import MQARTask
+from memseq.tasks.series import Forecasts, LabelledSeries, etth1, japanese_vowels
+
+__all__ = ["SeriesReader", "forecast", "main", "million", "pairs", "stream", "vowels"]
+
+MEMORIES = {"aaren": AarenConfig, "attention": AttentionConfig}
+CONTEXT = HORIZON = 96
+
+
+class SeriesReader(nn.Module):
+    """A causal reader of numbers: a projection and a learned position a step, blocks around one kind of memory, and a linear head."""
+
+    def __init__(self, memory: Any, *, channels: int, outputs: int, context: int, n_layers: int = 2, dropout: float = 0.0) -> None:
+        super().__init__()
+        around = StackConfig(vocab_size=2, d_model=memory.d_model, layers=(memory,), ff_mult=2.0, dropout=dropout)
+        self.input = nn.Linear(channels, memory.d_model)
+        self.position = nn.Parameter(0.02 * torch.randn(context, memory.d_model))
+        self.blocks = nn.ModuleList(Block(around, memory) for _ in range(n_layers))
+        self.norm = nn.LayerNorm(memory.d_model)
+        self.head = nn.Linear(memory.d_model, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, channels] to [B, T, outputs], from a new stream."""
+        h = self.input(x) + self.position[: x.shape[1]]
+        for block in self.blocks:
+            h = block.think(block.remember(h, block.init_state(len(x)))[0])
+        return self.head(self.norm(h))
+
+
+def language_model(name: str, *, d_model: int = 64, n_layers: int = 2) -> nn.Module:
+    layers = n_layers * (MEMORIES[name](d_model=d_model, n_heads=4),)
+    return StackConfig(vocab_size=256, d_model=d_model, layers=layers).build().eval()
+
+
+# ---------------------------------------------------------------- what a stream costs
+
+
+@torch.no_grad()
+def stream(name: str, *, marks: Sequence[int] = (1024, 2048, 4096, 8192), seed: int = 0) -> dict[str, Any]:
+    """Step through a stream, token by token: seconds so far, of the last thousand tokens, and bytes held, at each mark."""
+    torch.manual_seed(seed)
+    model = language_model(name)
+    tokens = torch.randint(256, (max(marks), 1))
+    model.step(tokens[0], model.init_state(1))  # the first call of anything is slow
+    state, spent, seconds, late, held = model.init_state(1), 0.0, {}, {}, {}
+    for i, token in enumerate(tokens, 1):
+        began = time.process_time()
+        state = model.step(token, state)[1]
+        took = time.process_time() - began
+        spent += took
+        late.setdefault((i - 1) // 1000, []).append(took)
+        if i in marks:
+            seconds[str(i)], held[str(i)] = round(spent, 2), state_bytes(state)
+    per_token = {str(1000 * (k + 1)): round(1e3 * statistics.median(times), 3) for k, times in late.items()}
+    return {"parameters": weights(model), "cumulative_seconds": seconds, "bytes": held, "ms_per_token": per_token}
+
+
+@torch.no_grad()
+def million(model: Any, *, tokens: int = 1_000_000, piece: int = 2000, rounds: int = 400) -> dict[str, Any]:
+    """Read one stream, and compare a step at its first token with one at its last; the two take turns, so that both meet the same
+    machine. Times are of the processor."""
+    state = model.init_state(1)
+    token = torch.zeros(1, dtype=torch.int64)
+    generator = torch.Generator().manual_seed(0)
+    first = state = model.step(token, state)[1]
+    began, sizes, finite = time.process_time(), {state_bytes(state)}, True
+    for start in range(0, tokens, piece):
+        read = torch.randint(256, (1, min(piece, tokens - start)), generator=generator)
+        h, state = model.features(read, state)
+        sizes.add(state_bytes(state))
+        finite = finite and bool(h.isfinite().all()) and is_finite(state)
+    spent = time.process_time() - began
+    times: dict[str, list[float]] = {"first": [], "last": []}
+    for turn in range(rounds + 20):
+        for place, start in (("first", first), ("last", state)) if turn % 2 else (("last", state), ("first", first)):
+            began = time.process_time()
+            model.step(token, start)
+            if turn >= 20:
+                times[place].append(time.process_time() - began)
+    medians = {place: 1e3 * statistics.median(values) for place, values in times.items()}
+    return {
+        "tokens": tokens,
+        "finite": finite,
+        "bytes": sorted(sizes),
+        "read_seconds": round(spent, 1),
+        "step_ms": {place: round(value, 4) for place, value in medians.items()},
+        "last_over_first": round(medians["last"] / medians["first"], 3),
+    }
+
+
+# ---------------------------------------------------------------- series of numbers
+
+
+def vowels(name: str, train: LabelledSeries, test: LabelledSeries, *, steps: int = 540, d_model: int = 64, seed: int = 0) -> dict[str, Any]:
+    """Accuracy on the test speakers. What lies behind an utterance's end is read and never asked: readers are causal."""
+    torch.manual_seed(seed)
+    longest = max(len(s) for s in (*train.series, *test.series))
+    model = SeriesReader(MEMORIES[name](d_model=d_model, n_heads=4), channels=12, outputs=len(train.classes), context=longest, dropout=0.2)
+    train, test = train.normalised(train), test.normalised(train)
+
+    def answers(data: LabelledSeries, rows: Tensor) -> tuple[Tensor, Tensor]:
+        batch = data.batch(rows)
+        return model(batch.inputs)[torch.arange(len(rows)), batch.lengths - 1], batch.labels
+
+    seconds = fit(
+        model, lambda _: F.cross_entropy(*answers(train, torch.randperm(len(train))[:30])), steps=steps, lr=2e-3, weight_decay=0.01
+    )
+    with torch.no_grad():
+        said, labels = answers(test, torch.arange(len(test)))
+    accuracy = float((said.argmax(-1) == labels).float().mean())
+    return {"accuracy": round(accuracy, 4), "parameters": weights(model), "steps": steps, "cpu_seconds": round(seconds, 1)}
+
+
+def forecast(name: str, data: Forecasts, *, steps: int = 500, d_model: int = 32, batch_size: int = 8, seed: int = 0) -> dict[str, Any]:
+    """Each channel is a series of its own: at every step the reader says the next 96 values, as differences from the present one."""
+    torch.manual_seed(seed)
+    model = SeriesReader(MEMORIES[name](d_model=d_model, n_heads=4), channels=1, outputs=HORIZON, context=CONTEXT)
+    windows = Forecasts.windows(data.train, CONTEXT + HORIZON)
+
+    def loss(_: int) -> Tensor:
+        rows = windows[torch.randint(len(windows), (batch_size,))].mT.flatten(0, 1)
+        seen = rows[:, :CONTEXT, None]
+        coming = rows[:, 1:].unfold(1, HORIZON, 1)[:, :CONTEXT]
+        return F.mse_loss(seen + model(seen), coming)
+
+    seconds = fit(model, loss, steps=steps, lr=3e-3)
+
+    def answer(seen: Tensor) -> Tensor:
+        return seen[:, -1:] + model(seen[..., None])[:, -1]
+
+    with torch.no_grad():
+        errors = {part: errors_of(answer, getattr(data, part)) for part in ("valid", "test")}
+    return {"mse": errors, "parameters": weights(model), "steps": steps, "cpu_seconds": round(seconds, 1)}
+
+
+def errors_of(answer: Any, part: Tensor, *, every: int = 1) -> float:
+    """The mean square over all windows of a part and all channels; `answer` takes contexts [n, 96] to [n, 96]."""
+    total, count = 0.0, 0
+    for windows in Forecasts.windows(part, CONTEXT + HORIZON, every=every).split(64):
+        rows = windows.mT.flatten(0, 1)
+        total += float((answer(rows[:, :CONTEXT]) - rows[:, CONTEXT:]).square().sum())
+        count += rows[:, CONTEXT:].numel()
+    return round(total / count, 4)
+
+
+def without_learning(data: Forecasts) -> dict[str, dict[str, float]]:
+    """The last value again; and the linear map of the last 96 differences from it, by least squares over all training windows."""
+    rows = Forecasts.windows(data.train, CONTEXT + HORIZON).mT.flatten(0, 1).double()
+    last = rows[:, CONTEXT - 1 : CONTEXT]
+    seen, coming = rows[:, :CONTEXT] - last, rows[:, CONTEXT:] - last
+    ridge = 1e-3 * len(rows) * torch.eye(CONTEXT, dtype=torch.float64)
+    W = torch.linalg.solve(seen.T @ seen + ridge, seen.T @ coming).float()
+    players = {"last value": lambda x: x[:, -1:].expand_as(x), "linear": lambda x: x[:, -1:] + (x - x[:, -1:]) @ W}
+    return {name: {part: errors_of(play, getattr(data, part)) for part in ("valid", "test")} for name, play in players.items()}
+
+
+# ---------------------------------------------------------------- the limit
+
+
+def pairs(name: str, *, n_pairs: int = 8, steps: int = 1200, d_model: int = 64, seed: int = 0) -> dict[str, Any]:
+    """MQAR: two blocks, each a short gated convolution, which puts a key beside its value, and the memory."""
+    torch.manual_seed(seed)
+    task = MQARTask(vocabulary=64, n_tokens=48, n_pairs=n_pairs)
+    layer = (BaseConvConfig(d_model=d_model), MEMORIES[name](d_model=d_model, n_heads=2))
+    model = StackConfig(vocab_size=task.vocab_size, d_model=d_model, layers=2 * (layer,), ff_mult=1.0).build()
+
+    def loss(step: int) -> Tensor:
+        batch = task.sample(32, seed=step + 1_000_000 * seed)
+        total, count, _ = model.loss(batch.inputs, batch.labels, model.init_state(32))
+        return total / count
+
+    seconds = fit(model, loss, steps=steps, lr=3e-3)
+    batch = task.sample(512, seed=seed, split="test")
+    with torch.no_grad():
+        accuracy = task.metric(model(batch.inputs, model.init_state(512))[0], batch)["accuracy"]
+    return {
+        "accuracy": round(accuracy, 4),
+        "chance": round(task.chance, 4),
+        "among_shown": task.among_shown,
+        "parameters": weights(model),
+        "steps": steps,
+        "cpu_seconds": round(seconds, 1),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Aaren: what a stream costs, series of numbers, and the limit.")
+    parser.add_argument("--only", default="stream,million,vowels,ett,pairs", help="parts to run, in this order")
+    parser.add_argument("--vowels", help="folder of JapaneseVowels_TRAIN.ts and _TEST.ts, packed or not; without it the part is left out")
+    parser.add_argument("--ett", help="folder of ETTh1.csv, packed or not; without it the part is left out")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each row (default 3; of pairs one fewer)")
+    parser.add_argument("--steps", type=int, help="of every training, in place of each part's own")
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="of the long stream")
+    parser.add_argument("--json", help="write the result to this file; rows of other parts that it holds stay")
+    given = parser.parse_args(arguments)
+    parts, steps = given.only.split(","), {} if given.steps is None else {"steps": given.steps}
+    table = Table("python -m memseq.recipes.aaren --vowels FOLDER --ett FOLDER", given.json)
+    if "stream" in parts:
+        for name in MEMORIES:
+            table.add(part="stream", name=name, **stream(name))
+    if "million" in parts:
+        table.add(part="million", name="aaren", **million(language_model("aaren"), tokens=given.tokens))
+    if "vowels" in parts and given.vowels:
+        data = japanese_vowels(given.vowels)
+        for seed in range(given.seeds):
+            for name in MEMORIES:
+                table.add(part="vowels", name=name, seed=seed, **vowels(name, *data, seed=seed, **steps))
+    if "ett" in parts and given.ett:
+        series = etth1(given.ett, context=CONTEXT)
+        for name, errors in without_learning(series).items():
+            table.add(part="ett", name=name, mse=errors)
+        for seed in range(given.seeds):
+            for name in MEMORIES:
+                table.add(part="ett", name=name, seed=seed, **forecast(name, series, seed=seed, **steps))
+    if "pairs" in parts:
+        for seed in range(max(1, given.seeds - 1)):
+            for name in MEMORIES:
+                table.add(part="pairs", name=name, seed=seed, **pairs(name, seed=seed, **steps))
+
+
+if __name__ == "__main__":
+    main()

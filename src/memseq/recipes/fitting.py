@@ -1,0 +1,65 @@
+"""What recipes that compare memories share: one way to train, and a table that is written after every row.
+
+The rate rises over the first tenth of the steps and falls to nothing along a cosine; gradients are clipped to length 1. Seconds are of this
+process's processor time, so that they mean the same on a machine that is shared.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from memseq.recipes.machine import describe
+from memseq.training.optim import AdamWConfig, clip_gradients
+
+__all__ = ["Table", "fit", "weights"]
+
+
+def weights(model: nn.Module) -> int:
+    """The numbers a model learns."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def fit(model: nn.Module, loss: Callable[[int], Tensor], *, steps: int, lr: float, weight_decay: float = 0.0) -> float:
+    """Minimise `loss(step)`, step 1 to `steps`; the processor seconds it took."""
+    optimizer, began = AdamWConfig(lr=lr, weight_decay=weight_decay).build(model), time.process_time()
+    model.train()
+    for step in range(1, steps + 1):
+        optimizer.set_rate(min(1.0, 10 * step / steps) * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps)))
+        loss(step).backward()
+        clip_gradients(optimizer.parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    return time.process_time() - began
+
+
+class Table:
+    """Rows as they are measured: shown at once, and in the file after each, so that a run that is cut keeps what it has.
+
+    Rows that a file already holds stay, unless a row of the same part, name and seed replaces them: parts can be run one by one.
+    """
+
+    def __init__(self, command: str, path: str | None, **facts: Any) -> None:
+        self.path = None if path is None else Path(path)
+        self.rows: list[dict[str, Any]] = []
+        if self.path is not None and self.path.is_file():
+            self.rows = json.loads(self.path.read_text())["rows"]
+        self.facts = {"machine": describe(), "command": command, **facts}
+
+    def add(self, **row: Any) -> None:
+        sys.stdout.write(json.dumps(row) + "\n")
+        sys.stdout.flush()
+        self.rows = [old for old in self.rows if _key(old) != _key(row)] + [row]
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.facts | {"rows": self.rows}, indent=1) + "\n")
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in ("part", "name", "seed", "task"))
