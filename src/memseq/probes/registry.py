@@ -14,6 +14,7 @@ PROBES = {  # name -> module and class, in the order of the report
     "capacity": "recall.CapacityProbe",
     "retention": "retention.RetentionProbe",
     "copying": "copying.CopyingProbe",
+    "verbatim": "verbatim.VerbatimProbe",
     "text": "text.TextProbe",
     "collapse": "collapse.CollapseProbe",
     "slots": "slots.SlotsProbe",
