@@ -24,6 +24,7 @@ from memseq.models.presets import preset
 from memseq.probes import Curve, bits_per_byte, shallow, stream_costs
 from memseq.recipes import memformer_recall
 from memseq.recipes.evaluate_text import curves, first_tokens
+from memseq.recipes.machine import keep_freed_memory
 from memseq.recipes.memformer_recall import RecallRun
 from memseq.recipes.memformer_text import as_large_as, weights
 from memseq.recipes.train_text import TextRecipe, train_text
@@ -222,6 +223,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
     given = parser.parse_args()
     settings = Demo(minutes=given.minutes, out=given.out)
+    keep_freed_memory()
     try:
         told = demo(settings)
     except MemseqError as error:

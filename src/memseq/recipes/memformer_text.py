@@ -33,7 +33,7 @@ import torch
 
 from memseq.models.presets import preset
 from memseq.recipes.evaluate_text import curves, first_tokens
-from memseq.recipes.machine import describe
+from memseq.recipes.machine import describe, keep_freed_memory
 from memseq.tasks.text import books, open_text, stdlib
 from memseq.tasks.tokenizers import Bytes
 from memseq.training.backends import Backpropagation
@@ -140,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for field, value in vars(TextComparison()).items():
         parser.add_argument(f"--{field.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
     given = parser.parse_args(arguments)
+    keep_freed_memory()
     what = TextComparison(**{name: getattr(given, name) for name in TextComparison.__dataclass_fields__})
     chosen = {name: config for name, config in contenders(what).items() if given.only in name}
     text, rows = opened(given.corpus), []

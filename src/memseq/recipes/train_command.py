@@ -12,6 +12,7 @@ from typing import Any
 
 from memseq.errors import CheckpointError, ConfigError
 from memseq.models.presets import SIZES, preset
+from memseq.recipes.machine import keep_freed_memory
 from memseq.recipes.settings import assignments, split, with_values
 from memseq.recipes.train_text import TextRecipe, train_text
 from memseq.training.checkpoint import Checkpoints
@@ -31,6 +32,7 @@ TRAINING |= {"segment_length": "segment_length", "lr": "optimizer.lr"}
 
 def train_command(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Run the flags of `memseq train` (None and () for those not given): a summary, the same for people, and an exit code."""
+    keep_freed_memory()
     out = Path(flags["out"] or Path("runs") / flags["system"])
     given = {name: list(value) if isinstance(value, tuple) else value for name, value in flags.items() if value not in (None, ())}
     kept = {name: given[name] for name in (*KEPT, *LENGTH) if name in given}
