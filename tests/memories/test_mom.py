@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from memseq.errors import ConfigError
 from memseq.layers.update_rules import AdditiveRule, ChannelRule, DeltaRule, GatedDeltaRule
+from memseq.memories.deltanet import DeltaNetConfig
 from memseq.memories.gated_deltanet import GatedDeltaNetConfig
+from memseq.memories.gla import GLAConfig
 from memseq.memories.mom import MoMConfig
 from memseq.models.stack import StackConfig
 from memseq.state import select, stack, state_bytes, tensors
@@ -67,6 +70,39 @@ def as_backend(memory, backend):
     backend.gate.load_state_dict(memory.rule.decay.state_dict())
     assert w.shape[0] == keys + values
     return backend
+
+
+def test_one_memory_is_gated_linear_attention():
+    memory = build(n_memories=1, n_active=1, shared=False, rule=ChannelRule())
+    backend = GLAConfig(**SMALL, conv_width=4, gate_rank=10, norm_eps=1e-6).build().double()
+    with torch.no_grad():
+        backend.inputs.weight.copy_(torch.cat([memory.query.weight, memory.written[0], memory.gate.weight, torch.eye(10)]))
+        backend.gate.weight.copy_(memory.decided[0])
+        backend.conv.weight.copy_(memory.conv.weight)
+        backend.out.weight.copy_(memory.out.weight)
+    x = torch.randn(2, 30, 10, dtype=F64)
+    (y, state), (wanted, kept) = memory(x, memory.init_state(2)), backend(x, backend.init_state(2))
+    assert_close(y, wanted, rtol=1e-10, atol=1e-12)
+    assert_close(state.M[:, 0], kept.S, rtol=1e-10, atol=1e-12)
+
+
+def test_one_memory_whose_gate_is_open_is_deltanet():
+    """DeltaNet's layer has no output gate: a feature that is 1 holds ours at silu(1.278...) = 1."""
+    memory = build(n_memories=1, n_active=1, shared=False, rule=DeltaRule())
+    backend = DeltaNetConfig(**SMALL).build().double()
+    one = torch.tensor(1.2784645427610738, dtype=F64)
+    assert_close(F.silu(one), torch.ones_like(one), rtol=1e-12, atol=0)
+    with torch.no_grad():
+        memory.gate.weight.zero_()
+        memory.gate.weight[:, 0] = one
+        backend.heads.inputs.weight.copy_(torch.cat([memory.query.weight, memory.written[0], memory.decided[0]]))
+        backend.heads.conv.weight.copy_(memory.conv.weight)
+        backend.out.weight.copy_(memory.out.weight)
+    x = torch.randn(2, 30, 10, dtype=F64)
+    x[..., 0] = 1
+    (y, state), (wanted, kept) = memory(x, memory.init_state(2)), backend(x, backend.init_state(2))
+    assert_close(y, wanted, rtol=1e-10, atol=1e-12)
+    assert_close(state.M[:, 0], kept.S, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", ["sorted", "dense"])

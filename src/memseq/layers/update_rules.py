@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memseq.errors import ConfigError
+from memseq.layers.conv_heads import check_strength
 from memseq.layers.decay_gate import DecayGate
 from memseq.layers.head_norm import unit
 from memseq.ops.channel_decay import gla_chunkwise
@@ -113,7 +114,7 @@ class DeltaRule:
     strength: float = 1.0  # of b_t; up to 2, where a write may turn what it erases around
 
     def __post_init__(self) -> None:
-        _check_strength(self.strength)
+        check_strength(self.strength)
 
     def size(self, key_size: int) -> int:
         return 1
@@ -145,7 +146,7 @@ class GatedDeltaRule:
     strength: float = 1.0  # of b_t; up to 2, where a write may turn what it erases around
 
     def __post_init__(self) -> None:
-        _check_strength(self.strength)
+        check_strength(self.strength)
 
     def size(self, key_size: int) -> int:
         return 2
@@ -165,8 +166,3 @@ class _GatedDelta(_Delta):
 
     def read(self, q: Keys, k: Keys, v: Values, gates: Gates, S: Matrix, chunk_size: int) -> tuple[Values, Matrix]:
         return delta_chunkwise(q, k, v, gates[..., 0], gates[..., 1], S, chunk_size=chunk_size)
-
-
-def _check_strength(strength: float) -> None:
-    if not 0 < strength <= 2:
-        raise ConfigError(f"strength must lie in (0, 2]: beyond 2 a write grows without end, got {strength}")
