@@ -36,7 +36,7 @@ class Associations(nn.Module):
         super().__init__()
         self.n_heads = n_heads
         self.inputs = nn.Linear(d_model, 3 * d_model, bias=False)
-        self.conv = ShortConv(3 * d_model, conv_width)
+        self.conv = ShortConv(3 * d_model, conv_width, silu=True)
         nn.init.normal_(self.inputs.weight, std=d_model**-0.5)
         with torch.no_grad():  # it begins as the identity, with a little of the tokens before
             self.conv.weight.mul_(0.2)[:, -1] += 1.0
@@ -46,7 +46,7 @@ class Associations(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"], tail: Float[Tensor, "B W C"]) -> tuple[Keys, Keys, Keys, Float[Tensor, "B W C"]]:
         mixed, tail = self.conv(self.inputs(x), tail)
-        qkv = F.silu(mixed.to(precise(self.inputs.weight))).unflatten(-1, (3, self.n_heads, -1))
+        qkv = mixed.to(precise(self.inputs.weight)).unflatten(-1, (3, self.n_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return F.normalize(q, dim=-1, eps=1e-6).contiguous(), F.normalize(k, dim=-1, eps=1e-6).contiguous(), v.contiguous(), tail
 

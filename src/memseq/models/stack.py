@@ -104,7 +104,9 @@ class StackState(NamedTuple):
 
 
 class Stack(LanguageModel[StackState]):
-    def __init__(self, config: StackConfig) -> None:
+    """`config` is a `StackConfig` or says as much: vocab_size, d_model, layers, ff_mult, dropout (such as those of Titans' models)."""
+
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)

@@ -29,7 +29,6 @@ from memseq.layers.rotary import places
 from memseq.memories.titans import TitansConfig, TitansState
 from memseq.models.stack import Stack, check_stack
 from memseq.ops.precision import unrounded
-from memseq.state import choose
 
 __all__ = ["MACBranchConfig", "TitansMACConfig"]
 
@@ -59,7 +58,7 @@ class TitansMACConfig:
         return cls(vocab_size=vocab_size, d_model=size.d_model, n_layers=size.n_layers, n_heads=size.n_heads, memory=memory)
 
     def build(self) -> Stack:
-        return Stack(self)  # ty: ignore[invalid-argument-type]  # a stack of these layers
+        return Stack(self)
 
 
 class MACState(NamedTuple):
@@ -154,7 +153,6 @@ class MACBranch(Memory[MACState]):
         full = state.position == self.config.segment_length
         if not full.any():
             return state
-        nothing = empty(self.heads.like, *state.keys.shape)
-        buffers = (nothing, nothing, torch.zeros_like(state.position))
-        keys, values, position = buffers if full.all() else choose(full, buffers, (state.keys, state.values, state.position))
-        return state._replace(keys=keys, values=values, position=position)
+        nothing, rows = empty(self.heads.like, *state.keys.shape), full.to(state.keys.device)[:, None, None, None, None]
+        keys, values = (nothing if full.all() else torch.where(rows, nothing, z) for z in (state.keys, state.values))
+        return state._replace(keys=keys, values=values, position=state.position.masked_fill(full, 0))

@@ -53,7 +53,7 @@ class TitansMAGConfig:
         return cls(vocab_size=vocab_size, n_layers=size.n_layers, window=size.window, memory=TitansConfig.of_size(size), **shared)
 
     def build(self) -> Stack:
-        return Stack(self)  # ty: ignore[invalid-argument-type]  # a stack of these layers
+        return Stack(self)
 
 
 class MAGState(NamedTuple):

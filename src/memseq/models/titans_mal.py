@@ -53,7 +53,7 @@ class TitansMALConfig:
         return cls(vocab_size=vocab_size, d_model=size.d_model, n_layers=size.n_layers, memory=memory, window=window)
 
     def build(self) -> Stack:
-        return Stack(self)  # ty: ignore[invalid-argument-type]  # a stack of these layers
+        return Stack(self)
 
 
 class MALState(NamedTuple):

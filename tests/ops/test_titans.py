@@ -1,0 +1,147 @@
+"""The dual form, the scan form and the triangular solve against the token recurrence, in outputs, states and all gradients."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from memseq.errors import ConfigError
+from memseq.ops.fast_network import mlp
+from memseq.ops.titans import FastState, Gates, titans_chunkwise, titans_online_linear, titans_recurrent, titans_scan
+
+F64 = torch.float64
+NETWORKS = {
+    "matrix": mlp((4, 4)),
+    "two layers": mlp((4, 6, 4)),
+    "three layers, biases": mlp((4, 5, 6, 4), activation="silu", bias=True),
+    "residual, normed": mlp((4, 8, 4), norm=True, residual=True),
+}
+
+
+def stream(network, T=19, *, momentum=True, rows=2, aged=True):
+    """Inputs of T tokens after a segment that was left open: W, S and the anchor all differ, and so do the rows' positions."""
+    B, H = rows, 2
+    fresh = lambda *shape, scale=1.0: (torch.randn(*shape, dtype=F64) * scale).requires_grad_()  # noqa: E731
+    W, S, A = (tuple(fresh(B, H, *layer.shape, scale=scale) for layer in network.fast) for scale in (0.5, 0.1, 0.5))
+    q, k, v = (fresh(B, H, T, 4) for _ in range(3))
+    gates = Gates(
+        F.logsigmoid(torch.randn(B, H, T, dtype=F64) + 2).detach().requires_grad_(),
+        F.logsigmoid(torch.randn(B, H, T, dtype=F64)).detach().requires_grad_() if momentum else None,
+        (torch.rand(B, H, T, dtype=F64) * 0.1).requires_grad_(),
+    )
+    position = torch.tensor([0, 3])[:rows] if aged else torch.zeros(rows, dtype=torch.int64)
+    return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, gates, FastState(W, S if momentum else (), A, position)
+
+
+def measured(y, state, inputs):
+    """Outputs, state, and the gradients of a weighted sum of both to every input, gates, first weights, momentum and anchor too."""
+    q, k, v, gates, start = inputs
+    values = [y, *state.weights, *state.momentum, *state.anchor]
+    generator = torch.Generator().manual_seed(7)
+    total = sum((z * torch.randn(z.shape, generator=generator, dtype=F64)).sum() for z in values)
+    sources = [q, k, v, *(z for z in gates if z is not None), *start.weights, *start.momentum, *start.anchor]
+    return [*values, *torch.autograd.grad(total, sources, retain_graph=True, allow_unused=True, materialize_grads=True)]
+
+
+def same(found, wanted):
+    for f, w in zip(found, wanted, strict=True):
+        assert_close(f, w, rtol=1e-10, atol=1e-10 * (1 + float(w.detach().abs().max())))
+
+
+def read(network, inputs, sizes, **options):
+    """The stream cut into pieces, each by the dual form, the state carried."""
+    q, k, v, gates, state = inputs
+    ys, at = [], 0
+    for n in sizes:
+        here = slice(at, at + n)
+        now = Gates(*(None if z is None else z[:, :, here] for z in gates))
+        y, state = titans_chunkwise(network, q[:, :, here], k[:, :, here], v[:, :, here], now, state, **options)
+        ys.append(y)
+        at += n
+    return torch.cat(ys, dim=2), state
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("variant", ["as published", "exclusive", "limited", "no momentum"])
+def test_all_forms_are_the_token_recurrence(name, variant):
+    network, inputs = NETWORKS[name], stream(NETWORKS[name], momentum=variant != "no momentum")
+    options = {"segment_length": 8, "exclusive": variant == "exclusive", "limit": 0.7 if variant == "limited" else None}
+    y, state = titans_recurrent(network, *inputs, **options)
+    wanted = measured(y, state, inputs)
+    for chunk_size in (1, 5, 64):
+        found, end = titans_chunkwise(network, *inputs, chunk_size=chunk_size, **options)
+        same(measured(found, end, inputs), wanted)
+        assert torch.equal(end.position, state.position)
+    found, end = titans_scan(network, *inputs, chunk_size=5, **options)
+    same(measured(found, end, inputs), wanted)
+    for sizes in ([7, 1, 11], [18, 1]):
+        same(measured(*read(network, inputs, sizes, **options), inputs), wanted)
+    quiet, end = titans_chunkwise(network, None, *inputs[1:], **options)
+    assert quiet.shape == (2, 2, 0, 4)
+    same(end.weights, state.weights)
+
+
+@pytest.mark.parametrize("T", [1, 16, 21])
+def test_lengths_that_are_and_are_not_multiples_of_the_segment(T):
+    network, inputs = NETWORKS["two layers"], stream(NETWORKS["two layers"], T, aged=False)
+    wanted = measured(*titans_recurrent(network, *inputs, segment_length=16), inputs)
+    for chunk_size in (1, 7, 16, 64, T):
+        same(measured(*titans_chunkwise(network, *inputs, segment_length=16, chunk_size=chunk_size), inputs), wanted)
+
+
+@pytest.mark.parametrize("momentum", [True, False])
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_the_strict_online_rule_of_a_matrix_is_a_triangular_system(momentum, exclusive):
+    network = NETWORKS["matrix"]
+    q, k, v, gates, state = stream(network, 23, momentum=momentum, aged=False)
+    state = state._replace(anchor=state.weights)
+    inputs = (q, k, v, gates, state)
+    wanted = measured(*titans_recurrent(network, *inputs, segment_length=1, exclusive=exclusive), inputs)
+    for chunk_size in (1, 7, 16, 64):
+        same(measured(*titans_online_linear(*inputs, chunk_size=chunk_size, exclusive=exclusive), inputs), wanted)
+
+
+def test_the_segment_is_part_of_the_function():
+    network, inputs = NETWORKS["matrix"], stream(NETWORKS["matrix"], aged=False)
+    a, b = (titans_chunkwise(network, *inputs, segment_length=n)[0] for n in (4, 8))
+    assert_close(a[:, :, :4], b[:, :, :4], rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(a[:, :, 5:], b[:, :, 5:])
+
+
+def test_without_momentum_a_matrix_is_the_gated_delta_rule():
+    """M = (1 - alpha) M - theta k^T (k M - v): Gated DeltaNet with keep a, write strength theta / a and values a v."""
+    q, k, v, gates, state = stream(NETWORKS["matrix"], 23, momentum=False, aged=False)
+    y, end = titans_online_linear(q, k, v, gates, state)
+    S, keep, beta = state.weights[0], gates.keep.exp(), gates.step / gates.keep.exp()
+    for t in range(23):
+        decayed = keep[:, :, t, None, None] * S
+        erased = v[:, :, t, None] * keep[:, :, t, None, None] - k[:, :, t, None] @ decayed
+        S = decayed + beta[:, :, t, None, None] * k[:, :, t, :, None] @ erased
+        assert_close(y[:, :, t], (q[:, :, t, None] @ S)[:, :, 0], rtol=1e-10, atol=1e-12)
+    assert_close(end.weights[0], S, rtol=1e-10, atol=1e-12)
+
+
+def test_without_momentum_and_forgetting_orthonormal_keys_recall_exactly():
+    k = torch.eye(4, dtype=F64)[None, None].repeat(1, 1, 2, 1)  # every key twice: the second value counts
+    v = torch.randn(1, 1, 8, 4, dtype=F64)
+    one = torch.ones(1, 1, 8, dtype=F64)
+    state = FastState((torch.randn(1, 1, 4, 4, dtype=F64),), (), (torch.zeros(1, 1, 4, 4, dtype=F64),), torch.zeros(1, dtype=torch.int64))
+    _, end = titans_online_linear(k, k, v, Gates(0 * one, None, one), state)
+    assert_close(k[:, :, 4:] @ end.weights[0], v[:, :, 4:], rtol=1e-12, atol=1e-12)
+
+
+def test_a_limited_gradient_keeps_a_stream_finite_that_diverges_without():
+    network = NETWORKS["two layers"]
+    q, k, v, _, state = stream(network, 2000, rows=1, aged=False)
+    gates = Gates(torch.full((1, 2, 2000), -1e-3, dtype=F64), torch.full((1, 2, 2000), -0.1, dtype=F64), torch.ones(1, 2, 2000, dtype=F64))
+    with torch.no_grad():
+        free = titans_chunkwise(network, q, k, v, gates, state, segment_length=16)[1]
+        held = titans_chunkwise(network, q, k, v, gates, state, segment_length=16, limit=1.0)[1]
+    assert not all(W.isfinite().all() for W in free.weights)
+    assert max(float(W.abs().max()) for W in held.weights) < 1e4  # |S| <= theta / (1 - eta), |W| <= |S| / alpha
+
+
+def test_gates_and_state_must_agree_on_momentum():
+    q, k, v, gates, state = stream(NETWORKS["matrix"])
+    with pytest.raises(ConfigError, match="agree on momentum"):
+        titans_chunkwise(NETWORKS["matrix"], q, k, v, gates._replace(momentum=None), state, segment_length=4)
