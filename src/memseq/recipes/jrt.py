@@ -1,0 +1,180 @@
+"""Just read twice: does the order of what is read decide what is remembered, and does a second reading help?
+
+Source: Just read twice (Arora et al., arXiv:2407.05483). The task is `tasks/set_disjointness.py`: two lists, 4 and 32 of 60 elements, share
+one; which? A stream keeps all of the list that comes first, so the short list first is what a small state can do.
+
+    python -m memseq.recipes.jrt --json results.json
+
+    untrained     the delta rule on random pairs, one reading and two: the squared error of recall; and a plain sum, which only doubles
+    trained       two layers of width 64, each a BaseConv and the memory, half of the batches in either order, 1200 steps of Adam at 5e-3,
+                  batch 64: Based with 15 features a head and Gated DeltaNet with as many rows, reading once and twice; JRT-RNN with
+                  the state of Based, whose prefix is all but the question
+    MQAR          Based with features of 16 numbers, 16 pairs among 128 tokens
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from memseq.memories.base_conv import BaseConvConfig
+from memseq.memories.based import BasedConfig
+from memseq.memories.gated_deltanet import GatedDeltaNetConfig
+from memseq.memories.jrt_rnn import JRTRNNConfig
+from memseq.models.jrt_rnn import JRTRNNLM, JRTRNNLMConfig
+from memseq.models.stack import StackConfig
+from memseq.ops.linear_attention import decay_chunkwise, delta_chunkwise
+from memseq.recipes.fitting import Table, fit, weights
+from memseq.state import state_bytes
+from memseq.tasks.mqar import MQARTask
+from memseq.tasks.set_disjointness import SetDisjointnessTask
+from memseq.tasks.task import IGNORE, Task
+
+__all__ = ["JRTRun", "claims", "contenders", "main", "run", "untrained"]
+
+D, HEADS, FEATURES, ROWS = 64, 2, 4, 16  # 1 + 4 + 4 5 / 2 = 15 features of Based; as many rows, and one, of Gated DeltaNet
+SHORT, LONG, VOCABULARY = 4, 32, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class JRTRun:
+    """One training: what, on which tasks in turn, for how many steps."""
+
+    name: str
+    model: Any
+    tasks: dict[str, Task]
+    steps: int = 1200
+    batch_size: int = 64
+    lr: float = 5e-3
+    asked: int = 1024
+
+
+def orders(readings: int = 1) -> dict[str, Task]:
+    sizes = {"short first": (SHORT, LONG), "long first": (LONG, SHORT)}
+    return {name: SetDisjointnessTask(vocabulary=VOCABULARY, n_first=n, n_second=m, readings=readings) for name, (n, m) in sizes.items()}
+
+
+def stack(memory: Any, vocabulary: int = VOCABULARY) -> StackConfig:
+    kind = JRTRNNLMConfig if isinstance(memory, JRTRNNConfig) else StackConfig
+    return kind(vocab_size=vocabulary, d_model=D, layers=2 * ((BaseConvConfig(d_model=D), memory),), ff_mult=2.0)
+
+
+def contenders() -> list[JRTRun]:
+    """Every row of the trained table."""
+    size: dict[str, Any] = {"d_model": D, "n_heads": HEADS, "feature_size": FEATURES}
+    based, prefix = stack(BasedConfig(**size)), stack(JRTRNNConfig(**size))
+    delta = stack(GatedDeltaNetConfig(d_model=D, n_heads=HEADS, key_size=ROWS, value_size=D // HEADS))
+    recall = stack(BasedConfig(d_model=D, n_heads=HEADS, feature_size=16), 256)
+    return [
+        JRTRun(name="based", model=based, tasks=orders()),
+        JRTRun(name="gated_deltanet", model=delta, tasks=orders()),
+        JRTRun(name="jrt_rnn", model=prefix, tasks=orders()),
+        JRTRun(name="based, reading twice", model=based, tasks=orders(2)),
+        JRTRun(name="gated_deltanet, reading twice", model=delta, tasks=orders(2)),
+        JRTRun(name="mqar, based", model=recall, tasks={"16 pairs": MQARTask(n_tokens=128, n_pairs=16)}, steps=800, batch_size=32),
+    ]
+
+
+def logits_of(model: Any, inputs: Tensor) -> Tensor:
+    """Logits [B, T, V]; of a model with a prefix those of the last token, its only decoder token, behind zeros."""
+    state = model.init_state(len(inputs))
+    if not isinstance(model, JRTRNNLM):
+        return model(inputs, state)[0]
+    _, state = model.prefix_features(inputs[:, :-1], state)
+    last, _ = model(inputs[:, -1:], state)
+    return F.pad(last, (0, 0, inputs.shape[1] - 1, 0))
+
+
+def run(what: JRTRun, *, seed: int = 0) -> dict[str, Any]:
+    """Train and ask."""
+    torch.manual_seed(seed)
+    model, tasks = what.model.build(), list(what.tasks.values())
+
+    def loss(step: int) -> Tensor:
+        batch = tasks[step % len(tasks)].sample(what.batch_size, seed=step + 1_000_000 * seed)
+        return F.cross_entropy(logits_of(model, batch.inputs).flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE)
+
+    seconds = fit(model, loss, steps=what.steps, lr=what.lr, weight_decay=0.01)
+    return {
+        "name": what.name,
+        "seed": seed,
+        "steps": what.steps,
+        "cpu_seconds": round(seconds, 1),
+        "parameters": weights(model),
+        "state_bytes": state_bytes(model.init_state(1)),
+        "accuracy": accuracies(model, what.tasks, rows=what.asked),
+    }
+
+
+@torch.no_grad()
+def accuracies(model: Any, tasks: dict[str, Task], *, rows: int) -> dict[str, float]:
+    """On test questions of every task."""
+    found = {}
+    for name, task in tasks.items():
+        batch = task.sample(rows, seed=0, split="test")
+        found[name] = round(task.metric(logits_of(model, batch.inputs), batch)["accuracy"], 4)
+    return found
+
+
+def untrained(pairs: Sequence[int] = (16, 32, 64), *, size: int = 32, seeds: int = 20) -> list[dict[str, Any]]:
+    """The relative squared error of recall of random pairs with unit keys, after one reading and after two; means over seeds."""
+    rows = []
+    for n in pairs:
+        g = torch.Generator().manual_seed(n)
+        k, v = (torch.randn(seeds, 1, n, size, generator=g, dtype=torch.float64) for _ in range(2))
+        k = k / k.norm(dim=-1, keepdim=True)
+        still, whole = k.new_zeros(k.shape[:3]), k.new_ones(k.shape[:3])
+        for rule in ("delta", "sum"):
+            S, errors = k.new_zeros(seeds, 1, size, size), []
+            for _ in range(2):
+                written = (k, k, v, whole, still, S) if rule == "delta" else (k, k, v, still, S)
+                S = (delta_chunkwise if rule == "delta" else decay_chunkwise)(*written, chunk_size=64)[1]
+                errors.append(round(float((k @ S - v).square().sum((1, 2, 3)).div(v.square().sum((1, 2, 3))).mean()), 3))
+            rows.append({"rule": rule, "pairs": n, "once": errors[0], "twice": errors[1]})
+    return rows
+
+
+def claims(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What was to be reached, and the mean over seeds that was reached; a gap is short first less long first, in points."""
+
+    def mean(name: str, task: str) -> float:
+        found = [row["accuracy"][task] for row in rows if row["name"] == name]
+        return sum(found) / len(found)
+
+    def gap(name: str) -> float:
+        return round(100 * abs(mean(name, "short first") - mean(name, "long first")), 1)
+
+    found: dict[str, dict[str, Any]] = {}
+    for name in ("based", "gated_deltanet"):
+        found[f"{name}: orders differ"] = {"target": ">= 15 points", "reached": gap(name), "ok": gap(name) >= 15}
+    for name in ("jrt_rnn", "based, reading twice", "gated_deltanet, reading twice"):
+        found[f"{name}: orders alike"] = {"target": "<= 5 points", "reached": gap(name), "ok": gap(name) <= 5}
+    recall = round(mean("mqar, based", "16 pairs"), 4)
+    found["mqar, based"] = {"target": ">= 0.95", "reached": recall, "ok": recall >= 0.95}
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Order of reading, and reading twice.")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of each row (default 1; about 8 minutes of one core)")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--json", help="write the result to this file, after every row; rows that it holds are not trained again")
+    given = parser.parse_args(arguments)
+    table = Table("python -m memseq.recipes.jrt", given.json, untrained=untrained())
+    wanted = contenders()
+    for seed in range(given.seeds):
+        for what in wanted:
+            done = {(row["name"], row["seed"]) for row in table.rows}
+            if given.only in what.name and (what.name, seed) not in done:
+                row = run(what, seed=seed)
+                if {name for name, _ in done} | {what.name} >= {each.name for each in wanted}:
+                    table.facts["claims"] = claims([*table.rows, row])
+                table.add(**row)
+
+
+if __name__ == "__main__":
+    main()
