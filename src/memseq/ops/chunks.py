@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["causal_gates", "form_for", "lengths", "within_chunks"]
+__all__ = ["causal_gates", "form_for", "gate_gradient", "lengths", "within_chunks"]
 
 
 def form_for(n_tokens: int, chunk_size: int) -> Literal["recurrent", "chunkwise"]:
@@ -42,3 +42,21 @@ def causal_gates(c: Float[Tensor, "*N L"]) -> Float[Tensor, "*N L L"]:
     """G_tj = exp(c_t - c_j) for j <= t, else 0. The mask comes before the exponential, which would overflow above the diagonal."""
     above = torch.full((c.shape[-1],) * 2, -torch.inf, dtype=c.dtype, device=c.device).triu_(1)
     return (c[..., :, None] - c[..., None, :]).add_(above).exp_()
+
+
+def gate_gradient(
+    inside: Float[Tensor, "N L L"], reads: Float[Tensor, "N L"], writes: Float[Tensor, "N L"], kept: Float[Tensor, "N"]
+) -> Float[Tensor, "N L"]:
+    """The gradient of log_a, from how much of the loss each path through the chunk carries.
+
+        inside [t, j]     what t reads of what j wrote: passes the gates j + 1 .. t
+        reads [t]         what t reads of the matrix at the start: passes the gates up to t
+        writes [j]        what j leaves in the matrix at the end: passes the gates after j
+        kept              what the matrix at the end has from the start: passes all gates
+
+    Only paths that pass a gate are summed into its gradient. The usual shorter way, a difference of two sums over all paths, leaves
+    their rounding where a gate is shut and the gradient is nothing; an optimiser that divides by its size would follow that noise.
+    """
+    up_to = torch.ones_like(inside[0]).tril_()  # [i, t]: t <= i
+    across = torch.bmm(up_to.mT.expand_as(inside), inside).tril_(-1).sum(-1)
+    return (reads @ up_to).add_(writes @ (1 - up_to)).add_(across).add_(kept[:, None])
