@@ -3,9 +3,10 @@
     shown    k_1 v_1 k_2 v_2 ... k_n v_n          keys distinct, values drawn freely
     asked    k_i   ->   v_i                       in a fork of the state, so that no question disturbs another
 
-Keys and values are tokens of the model's own vocabulary, the most frequent ones of its text. The answer is the likeliest of the
-`n_values` values and nothing else, so chance is 1 / n_values for every model, trained for the question or not. A model that
-copies what followed a token before, which language models learn to do, can answer.
+Keys and values are tokens of the model's own vocabulary: common ones of its text, but for the very commonest, so that what is read
+in between can be text without any of them: nothing there binds a key anew, and a perfect memory answers all. The answer is the
+likeliest of the `n_values` values and nothing else, so chance is 1 / n_values for every model, trained for the question or not.
+A model that copies what followed a token before, which language models learn to do, can answer.
 """
 
 import math
@@ -17,6 +18,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from memseq.errors import DataError
 from memseq.probes.probe import Subject
 from memseq.state import State, fork, select, state_bytes
 from memseq.tasks.task import choose_distinct
@@ -26,6 +28,7 @@ __all__ = ["Alphabet", "Answers", "Pairs", "ask", "read_on", "surprisal"]
 LOGITS = 1 << 23  # logits held at once
 HELD = 1 << 26  # bytes of forked states held at once
 PIECE = 256  # tokens read at once
+COMMONEST = 32  # tokens that are no keys and values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +40,20 @@ class Alphabet:
 
     @classmethod
     def of(cls, subject: Subject, n_values: int = 16, n_keys: int = 256) -> "Alphabet":
-        """Frequent tokens of the subject, mixed: `n_values` values, and up to `n_keys` keys that are no values."""
-        n_values = min(n_values, max(2, subject.vocab_size // 3))
-        found = torch.tensor(subject.frequent(n_values + n_keys))
-        first = min(len(found), 4 * n_values)  # values are drawn from the commonest, and so are the keys of small loads
-        order = torch.cat([torch.randperm(first, generator=torch.Generator().manual_seed(1)), torch.arange(first, len(found))])
-        return cls(values=found[order[:n_values]], keys=found[order[n_values:]])
+        """`n_values` values and up to `n_keys` keys, fewer where the vocabulary is small; the commonest tokens stay for the text."""
+        found = subject.ranked()
+        found = found[min(COMMONEST, len(found) // 3) :][: n_values + n_keys]
+        n_values = min(n_values, max(1, len(found) // 3))
+        mixed = torch.tensor(found)[torch.randperm(len(found), generator=torch.Generator().manual_seed(1))]
+        if len(mixed) < 2 or n_values < 2:
+            raise DataError(
+                f"{subject.name} knows {subject.vocab_size} tokens, too few to make pairs of; use a model of more, or more text"
+            )
+        return cls(values=mixed[:n_values], keys=mixed[n_values:])
+
+    def filler(self, subject: Subject) -> Subject:
+        """The subject with a text that holds none of these tokens."""
+        return subject.without([*self.keys.tolist(), *self.values.tolist()])
 
     @property
     def chance(self) -> float:

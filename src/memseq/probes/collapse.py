@@ -44,7 +44,7 @@ class CollapseProbe(Probe):
 
     def measure(self, subject: Subject, part: str) -> dict[str, Any]:
         model, total = subject.model, min(2 * self.length, subject.longest or 2 * self.length)
-        repeated = subject.frequent(1)[0]
+        repeated = subject.ranked()[0]
         state, place, rows = model.init_state(1), 0, []
         stops = [2**k - 1 for k in range(4, 64) if 2**k - 1 <= total]
         for stop in stops or [total]:
@@ -93,7 +93,7 @@ def _measured(state: State) -> list[dict[str, Any]]:
         if not t.is_floating_point():
             continue
         held = t.float().flatten()
-        held = held[~(held.abs() >= SENTINEL)]  # keeps what is not a number: that is what is looked for
+        held = held[(held.abs() < SENTINEL) | ~held.isfinite()]
         bad = int((~held.isfinite()).sum())
         held = held[held.isfinite()].double()
         if not len(held):

@@ -6,6 +6,7 @@ Source: the in-context copying score of Hernandez et al. (arXiv:2205.10487), her
 passage i, all streams read the same text, and then passage i is read in forks of stream i and of stream i + 1, which never saw it.
 Context, place and passage are the same for both; what differs is memory, and a model without any gains exactly 0. Nothing has to be
 learned for this question, so it serves every language model. The first token of a passage cannot be known to begin it and is left out.
+Random passages are of tokens that are not met in between, nor in the passage of the twin.
 """
 
 import math
@@ -16,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from memseq.probes.asking import read_on, surprisal
+from memseq.probes.asking import Alphabet, read_on, surprisal
 from memseq.probes.probe import Probe, Subject, say, tokens_said
 from memseq.state import select
 from memseq.tasks.task import choose_distinct
@@ -43,27 +44,34 @@ class CopyingProbe(Probe):
 
     def measure(self, subject: Subject, part: str) -> dict[str, Any]:
         kind, _, length = part.partition(",m=")
-        m, model, rows = int(length), subject.model, max(2, self.samples)
-        passages = self._passages(subject, kind, m, rows, self.generator(part)).to(subject.device)
+        m, model, rows = int(length), subject.model, 2 * math.ceil(self.samples / 2)
+        alphabet = Alphabet.of(subject)
+        filler = alphabet.filler(subject) if kind == "random" else subject
+        passages = self._passages(subject, kind, m, rows, alphabet, self.generator(part)).to(subject.device)
         state, place, cells = read_on(model, passages, model.init_state(rows)), 0, []
         for distance in self._asked(subject, m):
             while place < distance:
                 n = min(1024, distance - place)
-                filler = subject.text(n, start=(rows << 14) + place)
-                state, place = read_on(model, filler.expand(rows, -1), state), place + n
+                between = filler.text(n, start=(rows << 14) + place)
+                state, place = read_on(model, between.expand(rows, -1), state), place + n
             seen, _ = surprisal(model, passages, state)
             unseen, _ = surprisal(model, passages, select(state, torch.arange(rows).roll(-1)))
             bits = [float(nats.mean()) / math.log(2) for nats in (unseen, seen)]
             cells.append({"distance": distance, "unseen": bits[0], "seen": bits[1], "gain": bits[0] - bits[1]})
         return {"kind": kind, "m": m, "cells": cells}
 
-    def _passages(self, subject: Subject, kind: str, m: int, rows: int, random: torch.Generator) -> Tensor:
+    def _passages(self, subject: Subject, kind: str, m: int, rows: int, alphabet: Alphabet, random: torch.Generator) -> Tensor:
         if kind == "text":
             return torch.stack([subject.text(m, start=row << 14) for row in range(rows)])
-        tokens = torch.tensor(subject.frequent(512))
-        if m <= len(tokens):  # distinct: each token has one follower to remember
-            return tokens[choose_distinct(rows, m, len(tokens), random)]
-        return tokens[torch.randint(len(tokens), (rows, m), generator=random)]
+        tokens = torch.cat([alphabet.keys, alphabet.values])
+        halves = tokens.tensor_split(2)  # neighbours share no token: what one has read cannot mislead it about the other's passage
+        drawn = []
+        for half in halves:
+            # distinct where there are enough: each token then has one follower to remember
+            few = m > len(half)
+            places = torch.randint(len(half), (rows // 2, m), generator=random) if few else choose_distinct(rows // 2, m, len(half), random)
+            drawn.append(half[places])
+        return torch.stack(drawn, dim=1).flatten(0, 1)
 
     def conclude(self, subject: Subject, parts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         told: dict[str, Any] = {}

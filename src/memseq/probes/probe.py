@@ -11,8 +11,8 @@ pieces and forks states to ask, so that what it holds does not grow with the str
 """
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,6 +33,8 @@ NEEDS = {
     "slots": "a model with slots",
     "attention": "a model whose attention weights can be seen",
 }
+
+SAMPLE, FEW = 1 << 16, 4  # tokens that are counted to know the common ones, and how often one must be met
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,7 @@ class Subject:
     trained_length: int | None = None  # tokens that its gradients reached back; None: unknown
     longest: int | None = None  # tokens that it can read at all; None: endless
     anatomy: Anatomy = field(default_factory=Anatomy)
+    left_out: frozenset[int] = frozenset()  # tokens that its text does not hold, by wish
 
     @property
     def vocab_size(self) -> int:
@@ -83,20 +86,24 @@ class Subject:
 
     def text(self, length: int, *, start: int = 0) -> Int64[Tensor, "length"]:
         """`length` tokens of its text from `start` on, over and over where it is shorter; random tokens where there is none."""
-        if not self.has_text:
-            random = torch.Generator().manual_seed(start)
-            return torch.randint(self.vocab_size, (length,), generator=random).to(self.device)
-        return torch.from_numpy(_around(self.documents, start, length)).to(self.device)
-
-    def frequent(self, count: int) -> list[int]:
-        """Its most frequent tokens, the commonest first; where there is no text, tokens from all over the vocabulary."""
-        found: list[int] = []
         if self.has_text:
-            counts = np.bincount(_around(self.documents, 0, 1 << 16), minlength=self.vocab_size)
-            found = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i] > 0][:count]
-        order = torch.randperm(self.vocab_size, generator=torch.Generator().manual_seed(0)).tolist()
-        known = set(found)
-        return (found + [i for i in order if i not in known])[:count]
+            return torch.from_numpy(_around(self.documents, start, length)).to(self.device)
+        kept = torch.tensor([i for i in range(self.vocab_size) if i not in self.left_out] or range(self.vocab_size))
+        drawn = torch.randint(len(kept), (length,), generator=torch.Generator().manual_seed(start))
+        return kept[drawn].to(self.device)
+
+    def without(self, tokens: Iterable[int]) -> "Subject":
+        """The same with these tokens cut out of its text: what must not be met in between."""
+        left_out = frozenset(tokens)
+        kept = tuple(ids[~np.isin(ids, list(left_out))] for ids in self.documents)
+        return replace(self, documents=kept, left_out=left_out)
+
+    def ranked(self) -> list[int]:
+        """The tokens of its text, the commonest first, without those that are met a few times only; all tokens, mixed, without a text."""
+        if not self.has_text:
+            return torch.randperm(self.vocab_size, generator=torch.Generator().manual_seed(0)).tolist()
+        counts = np.bincount(_around(self.documents, 0, SAMPLE), minlength=self.vocab_size)
+        return [int(i) for i in np.argsort(-counts, kind="stable") if counts[i] >= FEW]
 
 
 def _around(documents: Sequence[NDArray[Any]], start: int, length: int) -> NDArray[np.int64]:

@@ -45,7 +45,7 @@ class RecallProbe(Probe):
     name: ClassVar[str] = "recall"
     about: ClassVar[str] = "pairs are shown, text follows, then the second of a pair is asked for by its first"
 
-    loads: tuple[int, ...] = (1, 4, 16, 64)
+    loads: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
 
     def distances(self, subject: Subject, load: int) -> list[int]:
         return [d for d in DISTANCES if d <= self.length and self.room(subject, 2 * load + d + 1)]
@@ -57,6 +57,7 @@ class RecallProbe(Probe):
     def measure(self, subject: Subject, part: str) -> dict[str, Any]:
         load, random, model = int(part.removeprefix("load=")), self.generator(part), subject.model
         alphabet = Alphabet.of(subject)
+        filler = alphabet.filler(subject)
         pairs = Pairs.draw(alphabet, self.samples, load, random)
         asked = pairs.some(ASKED, random)
         keys, values = pairs.keys.gather(1, asked), pairs.values.gather(1, asked)
@@ -64,8 +65,8 @@ class RecallProbe(Probe):
         for distance in self.distances(subject, load):
             while place < distance:
                 n = min(1024, distance - place)
-                filler = torch.stack([subject.text(n, start=row * (self.length + 1) + place) for row in range(self.samples)])
-                state, place = read_on(model, filler, state), place + n
+                between = torch.stack([filler.text(n, start=row * (self.length + 1) + place) for row in range(self.samples)])
+                state, place = read_on(model, between, state), place + n
             answers = ask(model, state, keys, values, alphabet)
             cells.append({"distance": distance, "accuracy": answers.accuracy, "bits": answers.told, "asked": answers.right.numel()})
         return {"load": load, "chance": alphabet.chance, "cells": cells, "state_bytes": state_bytes(state) // self.samples}

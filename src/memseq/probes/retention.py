@@ -42,6 +42,7 @@ class RetentionProbe(Probe):
     def measure(self, subject: Subject, part: str) -> dict[str, Any]:
         model, random = subject.model, self.generator(part)
         alphabet = Alphabet.of(subject)
+        filler = alphabet.filler(subject)
         load, rows = min(self.load, len(alphabet.keys)), self.samples
         # the twins are shown the same keys with other values: what differs is what was bound to them
         a, b = (Pairs.draw(alphabet, rows, load, random) for _ in range(2))
@@ -53,8 +54,8 @@ class RetentionProbe(Probe):
         for distance in (d for d in DISTANCES if d <= self.length and self.room(subject, 2 * load + d + 1)):
             while place < distance:
                 n = min(1024, distance - place)
-                filler = torch.stack([subject.text(n, start=row * (self.length + 1) + place) for row in range(rows)])
-                state, place = read_on(model, torch.cat([filler, filler]), state), place + n
+                between = torch.stack([filler.text(n, start=row * (self.length + 1) + place) for row in range(rows)])
+                state, place = read_on(model, torch.cat([between, between]), state), place + n
             now = _numbers(state)
             norms = now.norm(dim=1)
             apart = (now[:rows] - now[rows:]).norm(dim=1) / (norms[:rows] + norms[rows:]).clamp_min(1e-30)

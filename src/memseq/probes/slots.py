@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ from memseq.probes.probe import Probe, Subject, say
 __all__ = ["SlotsProbe", "half_lives", "read_weights", "write_weights"]
 
 
+@runtime_checkable
 class Writer(Protocol):
     """What the probe uses of a module that writes slots."""
 
@@ -35,6 +36,7 @@ class Writer(Protocol):
     key: nn.Linear
 
 
+@runtime_checkable
 class Reader(Protocol):
     """What the probe uses of a module that reads slots."""
 

@@ -7,7 +7,8 @@ slow is the model and not the text), some of its units are followed, and each un
     one       a exp(-lag / tau)                                                    lags 0 to 30, tau up to 100
     two       c exp(-lag / tau_1) + (1 - c) exp(-lag / tau_2)
 
-The fit with the smaller AIC = 2 k + n ln(RSS / n) is taken (k = 2 or 3); the timescale of a unit is tau, or the slower of two.
+The fit with the smaller AIC = 2 k + n ln(RSS / n) is taken (k = 2 or 3); the timescale of a unit is tau, or the slower of two
+that each have a twentieth of the whole.
 Units are features before the head, and numbers of the state where its size does not grow.
 """
 
@@ -27,6 +28,8 @@ __all__ = ["TimescalesProbe", "autocorrelation", "timescale"]
 
 LAGS = 31
 LONGEST = 100.0
+SHARE = 0.05  # a timescale with less of the whole than this is noise, and is not told
+EXACT = 1e-6  # a residual below this is none: two exponentials are not taken for their rounding
 GRID = np.geomspace(0.1, LONGEST, 120)
 
 
@@ -46,9 +49,9 @@ def timescale(ac: NDArray[np.float64]) -> tuple[float, str]:
     lags = np.arange(len(ac))
     one = _best_one(ac, lags, GRID)
     two = _best_two(ac, lags, GRID[::3], GRID[::3])
-    for _ in range(4):  # finer around what was found
-        one = min(one, _best_one(ac, lags, _around(one[1])), key=lambda fit: fit[0])
-        two = min(two, _best_two(ac, lags, _around(two[1], 15), _around(two[2], 15)), key=lambda fit: fit[0])
+    for width in (0.2, 0.06, 0.02, 0.006, 0.002):  # finer around what was found
+        one = min(one, _best_one(ac, lags, _around(one[1], width)), key=lambda fit: fit[0])
+        two = min(two, _best_two(ac, lags, _around(two[1], width), _around(two[2], width)), key=lambda fit: fit[0])
     scores = {"one": _aic(one[0], len(ac), 2), "two": _aic(two[0], len(ac), 3)}
     rss = min(one[0], two[0])
     if rss > 0.5 * float((ac**2).sum()):
@@ -56,12 +59,12 @@ def timescale(ac: NDArray[np.float64]) -> tuple[float, str]:
     return (float(one[1]), "one") if scores["one"] <= scores["two"] else (float(max(two[1], two[2])), "two")
 
 
-def _around(tau: float, points: int = 41) -> NDArray[np.float64]:
-    return np.clip(tau * np.geomspace(0.9, 1.1, points), 1e-3, LONGEST)
+def _around(tau: float, width: float) -> NDArray[np.float64]:
+    return np.clip(tau * np.exp(np.linspace(-width, width, 13)), 1e-3, LONGEST)
 
 
 def _aic(rss: float, n: int, k: int) -> float:
-    return 2 * k + n * math.log(max(rss, 1e-18) / n)
+    return 2 * k + n * math.log(max(rss, EXACT) / n)
 
 
 def _best_one(ac: NDArray[np.float64], lags: NDArray[Any], taus: NDArray[np.float64]) -> tuple[float, float]:
@@ -83,9 +86,8 @@ def _best_two(
     share = np.clip(np.divide((apart * over).sum(0), squares, out=np.zeros_like(squares), where=squares > 1e-12), 0, 1)
     rss = ((over - share * apart) ** 2).sum(0)
     i, j = np.unravel_index(rss.argmin(), rss.shape)
-    # a timescale whose share is nothing is no timescale
-    tau1 = fast[i] if share[i, j] > 1e-3 else slow[j]
-    tau2 = slow[j] if share[i, j] < 1 - 1e-3 else fast[i]
+    tau1 = fast[i] if share[i, j] > SHARE else slow[j]
+    tau2 = slow[j] if share[i, j] < 1 - SHARE else fast[i]
     return float(rss[i, j]), float(tau1), float(tau2)
 
 

@@ -96,7 +96,7 @@ def _section(probe: str, names: Sequence[str], results: Sequence[Result]) -> str
     return "\n".join(
         [
             f'<section id="{_anchor(probe)}">\n<h2>{escape(_title(probe))}</h2>',
-            f'<p class="quiet">{escape(about[:1].upper() + about[1:])}.</p>',
+            f'<p class="quiet">{escape(about[:1].upper() + about[1:])}{"" if about.endswith("?") else "."}</p>',
             draw(measured),
             "</section>",
         ]
