@@ -80,7 +80,7 @@ def _read(
             L = keys.shape[1]
             scores = (left @ keys.mT).unflatten(1, (2, L)).mul_(G[:, None])
             read = (left @ S).unflatten(1, (2, L)).mul_(grow[:, None])
-            u = _solve(scores[:, 1], (v_ * b_[..., None]).to(dtype).flatten(0, 1).sub_(read[:, 1]))
+            u = _solve(scores[:, 1], (v_.to(dtype) * b_.to(dtype)[..., None]).flatten(0, 1).sub_(read[:, 1]))
             y_.copy_(torch.baddbmm(read[:, 0], scores[:, 0], u).unflatten(0, (B, H)))
             if kept is not None:
                 kept += [S, u]
