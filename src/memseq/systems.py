@@ -124,6 +124,9 @@ _ROWS = (
     _memory("mamba2", "Mamba2Config", "dao2024transformers", "selective state space: a matrix a head, kept by a scalar the token decides"),
     _memory("titans", "TitansConfig", "behrouz2024titans", "a network that learns keys and values while it reads, by gradient steps"),
     _memory("mom", "MoMConfig", "du2025mom", "several matrices, of which a router lets each token read and write a few"),
+    _memory(
+        "stuffed_mamba", "StuffedMambaConfig", "chen2024stuffed", "three repairs of a trained memory whose state collapses on long streams"
+    ),
     _model("stack", "stack", "StackConfig", "", "language model of blocks, each of one or more memories and a feedforward"),
     _model("memformer_lm", "memformer", "MemformerLMConfig", _MEMFORMER, "Memformer, causal: blocks that share one memory of slots"),
     _model(

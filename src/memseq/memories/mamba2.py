@@ -49,6 +49,8 @@ class Mamba2Config:
     bias: bool = False  # of the two projections
     min_step: float = 0.0
     max_step: float | None = None
+    retain: float = 1.0  # multiplies the share of the past that is kept: below 1 forgets more (`memories/stuffed_mamba.py`)
+    insert: float = 1.0  # multiplies B: below 1 remembers less
     norm_eps: float = 1e-5
     chunk_size: int = 64  # speed and rounding only
 
@@ -65,6 +67,9 @@ class Mamba2Config:
             raise ConfigError(f"{self.n_heads} heads cannot share n_groups={self.n_groups} equally; use a divisor of {self.n_heads}")
         if not 0 <= self.min_step < (math.inf if self.max_step is None else self.max_step):
             raise ConfigError(f"steps lie in 0 <= min_step < max_step, got min_step={self.min_step} and max_step={self.max_step}")
+
+        if not (0 < self.retain <= 1 and self.insert > 0):
+            raise ConfigError(f"retain lies in (0, 1] and insert above 0, got retain={self.retain} and insert={self.insert}")
 
     @property
     def inner(self) -> int:
@@ -112,6 +117,8 @@ class Mamba2Memory(Memory[Mamba2State]):
         B, C = (t.unflatten(-1, (c.n_groups, c.state_size)).transpose(1, 2) for t in (B, C))
         with torch.autocast(x.device.type, enabled=False):
             step, log_a = self.gate(steps)
+            if c.retain != 1 or c.insert != 1:
+                B, log_a = B * c.insert, log_a + math.log(c.retain)
             written = (u.to(state.h.dtype) * step[..., None]).transpose(1, 2)
             y, h = decay_chunkwise(C, B, written, log_a.transpose(1, 2), state.h, chunk_size=c.chunk_size)
             y = torch.addcmul(y.transpose(1, 2), u.to(y.dtype), self.skip.to(y.dtype)[:, None])

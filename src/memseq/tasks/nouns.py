@@ -51,8 +51,8 @@ _WALK = (
         " wanted to see. Neither of them was in a hurry."
     ),
     (
-        "Later they sat down in the shade. The friend told a long story about her brother, who had moved to another town and did not like it"
-        " there. He had found work, but the people were strangers to him, and he came back whenever he could. They laughed about it."
+        "Later they sat down in the shade. The friend told a long story about her brother, who had moved to another town and did not like"
+        " it there. He had found work, but the people were strangers to him, and he came back whenever he could. They laughed about it."
     ),
 )
 SCENE = Scene(
