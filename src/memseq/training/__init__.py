@@ -2,6 +2,7 @@
 
 from memseq.training.backends import Backpropagation, CheckpointChain, Replay
 from memseq.training.cell import Cell, StreamCell
+from memseq.training.curriculum import Curriculum
 from memseq.training.distributed import FullyShard, OneProcess, ReplicateData, process_group
 from memseq.training.lanes import EachOnce, Lanes, Segment, StreamLanes, TokenDocuments
 from memseq.training.loop import Run, TrainingConfig, train
@@ -18,6 +19,7 @@ __all__ = [
     "Cell",
     "CheckpointChain",
     "CheckpointedWindow",
+    "Curriculum",
     "EachOnce",
     "FullyShard",
     "KeepAll",

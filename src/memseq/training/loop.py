@@ -28,6 +28,7 @@ from memseq.state import State, detach, fingerprint, state_bytes
 from memseq.training import checkpoint, distributed
 from memseq.training.backends import Backend, Replay
 from memseq.training.cell import StreamCell
+from memseq.training.curriculum import Curriculum
 from memseq.training.distributed import OneProcess, Strategy, all_sum
 from memseq.training.lanes import Documents, Lanes, Segment, SegmentSource
 from memseq.training.optim import AdamWConfig, OptimizerConfig, Optimizers, WarmupCosine, clip_gradients
@@ -65,7 +66,7 @@ class TrainingConfig:
     clock: Literal["wall", "processor"] = "wall"  # what minutes are of: processor time does not run while others hold the cores
     batch_size: int = 16
     segment_length: int = 64
-    horizon: int = 8  # segments the gradient flows back through
+    horizon: int | Curriculum = 8  # segments the gradient flows back through; a curriculum lets it grow, stage by stage
     optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     rate: WarmupCosine = field(default_factory=WarmupCosine)
     clip: float | None = 1.0  # the gradient's norm at most; None: as it comes
@@ -79,6 +80,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "segment_length", "horizon", "log_every", "save_every", "keep_last"):
+            if name == "horizon" and isinstance(self.horizon, Curriculum):
+                continue
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         if self.steps is None and self.minutes is None:
@@ -86,6 +89,8 @@ class TrainingConfig:
         for name in ("steps", "minutes", "eval_every", "clip"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be more than 0, or None")
+        if isinstance(self.horizon, Curriculum) and (self.horizon.mastered is not None or self.horizon.steps is None):
+            raise ConfigError("a run goes by steps: a curriculum as its horizon has steps=N and mastered=None")
         if self.clock not in ("wall", "processor"):
             raise ConfigError(f"clock={self.clock!r} must be 'wall' or 'processor'")
         if self.dtype not in ("auto", "float32", "bfloat16"):
@@ -95,6 +100,10 @@ class TrainingConfig:
         """This process's lanes over `documents`."""
         size = {"batch_size": self.batch_size, "segment_length": self.segment_length}
         return Lanes(documents, **size, seed=self.seed, rank=distributed.rank(), world=distributed.world())
+
+    def window(self, step: int) -> int:
+        """Segments of the window that a step reads."""
+        return self.horizon if isinstance(self.horizon, int) else self.horizon.n_segments(self.horizon.at(step), self.seed)
 
     def spent(self, step: int, seconds: float) -> float:
         """The share of the budget that is spent, 0 to 1."""
@@ -257,7 +266,7 @@ class _Loop:
     def _one_step(self, asked: Asked) -> int:
         """One window; returns the number of the signal that some process got, or 0."""
         began, config = self.clock(), self.config
-        window = [self._segment() for _ in range(config.horizon)]
+        window = [self._segment() for _ in range(config.window(self.step))]
         counts = sum(int((segment.targets != -100).sum()) for segment in window)
         text = sum(text_bytes(segment.targets, self.token_bytes) for segment in window)
         tokens, text = (int(n) for n in all_sum([counts, text], self.device))
