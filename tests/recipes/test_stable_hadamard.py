@@ -14,7 +14,7 @@ def test_memories_have_equal_matrices_and_the_gru_equal_weights() -> None:
     models = {name: recipe.language_model(memory, RepeatPreviousTask()) for name, memory in recipe.MEMORIES.items()}
     held = {name: state_bytes(model.init_state(1)) for name, model in models.items()}
     assert len({held[name] for name in models if "gru" not in name}) == 1
-    assert abs(weights(models["gru, equal weights"]) / weights(models["random rows"]) - 1) < 0.01
+    assert abs(weights(models["gru"]) / weights(models["random rows"]) - 1) < 0.01
 
 
 def test_an_untrained_player_is_at_chance_and_every_game_is_asked() -> None:

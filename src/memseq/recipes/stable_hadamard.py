@@ -11,7 +11,7 @@ sequence labelling (`tasks/popgym.py`), so that what is compared is what the mem
     million      one stream of a million tokens: finite, bytes, and the last token's latency over the first's
 
 Every model is two blocks of width 64 around the memory. All Hadamard memories have a matrix of 24 x 24 a block and the same weights up to
-the table of rows; `no calibration` (C = 1) is linear attention with the same write, the fast-weight baseline. The GRU has as many weights
+the table of rows; `linear attention` has C = 1 and the same write, the fast-weight baseline. The GRU has as many weights
 as the memory with random rows; its state is smaller. The paper's own tables are returns of agents and cannot be compared with these.
 """
 
@@ -40,13 +40,13 @@ MEMORIES = {
     "cycling rows": StableHadamardConfig(d_model=D, memory_size=M, calibration=CyclingRows()),
     "fixed row": StableHadamardConfig(d_model=D, memory_size=M, calibration=FixedRow()),
     "no row": StableHadamardConfig(d_model=D, memory_size=M, calibration=NoRow()),
-    "no calibration (linear attention)": StableHadamardConfig(d_model=D, memory_size=M, calibration=NoCalibration()),
-    "gru, equal weights": GRUConfig(d_model=D, hidden_size=31),
+    "linear attention": StableHadamardConfig(d_model=D, memory_size=M, calibration=NoCalibration()),
+    "gru": GRUConfig(d_model=D, hidden_size=31),
 }
 GAMES: dict[str, dict[str, Any]] = {
-    "repeat_previous, k = 4": {"train_on": (RepeatPreviousTask(k=4),), "steps": 400},
-    "repeat_previous, k = 32": {"train_on": (RepeatPreviousTask(k=32, n_cards=104),), "steps": 400},
-    "autoencode": {"train_on": tuple(AutoencodeTask(n_cards=n) for n in (16, 28, 40, 52)), "steps": 400},
+    "repeat_previous, k = 4": {"train_on": (RepeatPreviousTask(k=4),), "steps": 300},
+    "repeat_previous, k = 32": {"train_on": (RepeatPreviousTask(k=32, n_cards=104),), "steps": 300},
+    "autoencode": {"train_on": tuple(AutoencodeTask(n_cards=n) for n in (16, 28, 40, 52)), "steps": 300},
 }
 
 
@@ -118,13 +118,14 @@ def stability(calibration: str, *, tokens: int = 100_000, size: int = 24, scale:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Stable Hadamard memory: games of cards, and what keeps the matrix stable.")
     parser.add_argument("--only", default="stability,million,repeat,autoencode", help="parts to run")
-    parser.add_argument("--names", default="", help="memories whose name contains this")
+    parser.add_argument("--names", default=",".join(MEMORIES), help="memories to train, their names with commas between")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each row (default 3)")
+    parser.add_argument("--first-seed", type=int, default=0, help="of them (default 0)")
     parser.add_argument("--steps", type=int, help="of every training, in place of each part's own")
     parser.add_argument("--tokens", type=int, default=1_000_000, help="of the long stream; a tenth of it for stability")
     parser.add_argument("--json", help="write the result to this file; rows of other parts that it holds stay")
     given = parser.parse_args(arguments)
-    parts = given.only.split(",")
+    parts, chosen = given.only.split(","), given.names.split(",")
     table = Table("python -m memseq.recipes.stable_hadamard", given.json)
     if "stability" in parts:
         for name in ("random rows", "fixed row", "no row", "gates"):
@@ -133,12 +134,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.manual_seed(0)
         model: nn.Module = StackConfig(vocab_size=256, d_model=D, layers=2 * (MEMORIES["random rows"],)).build().eval()
         table.add(part="million", name="stable_hadamard", **million(model, tokens=given.tokens))
-    for seed in range(given.seeds):
+    for seed in range(given.first_seed, given.first_seed + given.seeds):
         for game, settings in GAMES.items():
             if any(game.startswith(part) for part in parts if part in ("repeat", "autoencode")):
                 steps = given.steps or settings["steps"]
                 for name, memory in MEMORIES.items():
-                    if given.names in name:
+                    if name in chosen:
                         scores = play(memory, settings["train_on"], steps=steps, seed=seed)
                         table.add(part=game.split(",")[0], task=game, name=name, seed=seed, **scores)
 
