@@ -135,37 +135,35 @@ def kda_chunkwise(
 
 def _channel(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_w: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
     A, x, y, end = decayed_scores([q, a], [k, b], log_w, inclusive=(True, False))
+    (A_qk, A_qb, A_ak, A_ab), (q, a), (k, b) = A.flatten(1, 2).unbind(1), x.unbind(2), y.unbind(2)  # unbind: its gradient is one stack
     v = v.flatten(0, 2)
-    U, W = _solved(A[:, 1, 1], A[:, 1, 0] @ v, x[:, :, 1])
-    k_end, b_end = y[:, :, 0].mT, y[:, :, 1].mT
-    states, last = _dense(torch.baddbmm(torch.diag_embed(end), b_end, W), torch.baddbmm(k_end @ v, b_end, U), S)
+    U, W = _solved(A_ab, A_ak @ v, a)
+    states, last = _dense(torch.baddbmm(torch.diag_embed(end), b.mT, W), torch.baddbmm(k.mT @ v, b.mT, U), S)
     U = torch.baddbmm(U, W, states)
-    return torch.baddbmm(torch.baddbmm(A[:, 0, 0] @ v, A[:, 0, 1], U), x[:, :, 0], states), last
+    return torch.baddbmm(torch.baddbmm(A_qk @ v, A_qb, U), q, states), last
 
 
 def _gla(q: Tensor, k: Tensor, v: Tensor, log_w: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
     A, x, y, end = decayed_scores([q], [k], log_w, inclusive=(True,))
-    v = v.flatten(0, 2)
-    states, last = _diagonal(end, y[:, :, 0].mT @ v, S)
-    return torch.baddbmm(A[:, 0, 0] @ v, x[:, :, 0], states), last
+    (A,), (q,), (k,), v = A.flatten(1, 2).unbind(1), x.unbind(2), y.unbind(2), v.flatten(0, 2)
+    states, last = _diagonal(end, k.mT @ v, S)
+    return torch.baddbmm(A @ v, q, states), last
 
 
 def _rwkv6(q: Tensor, k: Tensor, v: Tensor, own: Tensor, log_w: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
     A, x, y, end = decayed_scores([q], [k], log_w, inclusive=(False,))
-    v = v.flatten(0, 2)
-    states, last = _diagonal(end, y[:, :, 0].mT @ v, S)
-    o = torch.baddbmm(A[:, 0, 0] @ v, x[:, :, 0], states)
-    return torch.addcmul(o, own.flatten(0, 2).sum(-1, keepdim=True), v), last
+    (A,), (q,), (k,), v = A.flatten(1, 2).unbind(1), x.unbind(2), y.unbind(2), v.flatten(0, 2)
+    states, last = _diagonal(end, k.mT @ v, S)
+    return torch.addcmul(torch.baddbmm(A @ v, q, states), own.flatten(0, 2).sum(-1, keepdim=True), v), last
 
 
 def _kda(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_w: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
     A, x, y, end = decayed_scores([q, k], [k], log_w, inclusive=(True, True))
-    beta = beta.flatten(0, 2)
-    U, W = _solved(-beta * A[:, 1, 0], beta * v.flatten(0, 2), -beta * x[:, :, 1])
-    k_end = y[:, :, 0].mT
-    states, last = _dense(torch.baddbmm(torch.diag_embed(end), k_end, W), k_end @ U, S)
+    (A_qk, A_kk), (q, k_start), (k,), beta = A.flatten(1, 2).unbind(1), x.unbind(2), y.unbind(2), beta.flatten(0, 2)
+    U, W = _solved(-beta * A_kk, beta * v.flatten(0, 2), -beta * k_start)
+    states, last = _dense(torch.baddbmm(torch.diag_embed(end), k.mT, W), k.mT @ U, S)
     U = torch.baddbmm(U, W, states)
-    return torch.baddbmm(A[:, 0, 0] @ U, x[:, :, 0], states), last
+    return torch.baddbmm(A_qk @ U, q, states), last
 
 
 # ---------------------------------------------------------------- what they share
