@@ -140,6 +140,13 @@ _ROWS = (
         "jrt_rnn_lm", "jrt_rnn", "JRTRNNLMConfig", "arora2024just arora2024simple", "a prompt read twice, layer by layer, then a stream"
     ),
     System(stem="jrt_prompt", kind="method", about="a context read twice, the question between: for any model", cites=("arora2024just",)),
+    _model(
+        "memmamba",
+        "memmamba",
+        "MemMambaConfig",
+        "wang2025memmamba",
+        "Mamba-2 that takes notes of tokens and looks into them, its own and those below",
+    ),
     _model("lamemo", "lamemo", "LaMemoConfig", "ji2022lamemo", "kept tokens look ahead of themselves and are refreshed with every segment"),
     _model(
         "rmt",
