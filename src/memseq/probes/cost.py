@@ -22,7 +22,8 @@ class CostProbe(Probe):
         longest = min(self.length, (subject.longest or self.length + 64) - 33)
         lengths = sorted({max(1, longest // n) for n in (16, 4, 1)})
         piece = min(512, lengths[-1])
-        return {"rows": [asdict(cost) for cost in stream_costs(subject.model, lengths=lengths, steps=16, piece=piece)]}
+        costs = stream_costs(subject.model, lengths=lengths, steps=16, piece=piece)
+        return {"bounded": bool(getattr(subject.model, "bounded", True)), "rows": [asdict(cost) for cost in costs]}
 
     def conclude(self, subject: Subject, parts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         return parts["streams"]
@@ -30,8 +31,8 @@ class CostProbe(Probe):
     def says(self, result: Mapping[str, Any]) -> list[dict[str, Any]]:
         first, last = result["rows"][0], result["rows"][-1]
         answer = f"{last['state_bytes']:,} bytes after {last['length']:,} tokens"
-        if last["state_bytes"] == first["state_bytes"]:
-            answer += ", and as many at any length"
+        if result["bounded"]:
+            answer += "; it does not grow"
         elif last is not first:
             answer += f", {last['state_bytes'] / first['state_bytes']:.3g} times what it held after {first['length']:,}"
         return [say("What does a stream hold?", answer, last["state_bytes"])]
