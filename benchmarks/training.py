@@ -17,7 +17,6 @@ faster product of the same dtype.
 
 import argparse
 import json
-import math
 import statistics
 import sys
 import time
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+from torch.utils.flop_counter import FlopCounterMode
 
 from memseq.layers.slots import SlotsConfig
 from memseq.models.memformer_encdec import MemformerEncDecConfig
@@ -111,12 +110,6 @@ def product_rate(dtype: torch.dtype, product: Callable[[torch.Tensor, torch.Tens
         product(a, a)
         best = min(best, time.process_time() - began)
     return 2 * 1024**3 / best
-
-
-@register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-def onednn_flops(x: list[int], weight: list[int], *_: Any, **__: Any) -> int:
-    """The counter does not know oneDNN's product."""
-    return 2 * math.prod(x) * weight[0]
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from torch import float32, float64, nn, randn
 from torch.autograd import grad
 from torch.nn import functional as F
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from memseq.layers import linear as layers
 from memseq.ops import linear as ops
@@ -58,6 +59,13 @@ def test_any_strides(onednn):
     }
     for name, (x, w) in cases.items():
         assert_close(ops.linear(x, w), F.linear(x, w), rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_one_who_counts_operations_sees_all_of_them(onednn):
+    x, w, b = given(4, 64, 128)
+    with FlopCounterMode(display=False) as counter:
+        ops.linear(x, w, b).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * x.numel() * w.shape[0]
 
 
 @pytest.mark.parametrize("why", ["float64", "few rows", "autocast", "subclass"])

@@ -55,7 +55,8 @@ def _suited(x: Tensor, weight: Tensor) -> bool:
         return False
     if type(x) not in PLAIN or type(weight) not in PLAIN or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False
-    return onednn_is_faster()
+    watched = torch._C._len_torch_dispatch_stack() > 0  # one who counts operations or follows them knows torch's own
+    return not watched and onednn_is_faster()
 
 
 class _Linear(torch.autograd.Function):

@@ -8,8 +8,9 @@ Source: Memformer (Wu et al., arXiv:2010.06891), its language-modelling table, a
 All contenders have the width, depth, heads, optimiser, batch and text of the same run, and as many weights: what slots
 cost in parameters the others get as wider feedforwards.
 
-    memformer           slots, written once a segment, beside a window of near tokens
-    window, no slots    the same window alone: a Transformer with a sliding window of keys and values
+    memformer           slots, written once a segment, beside a window of near tokens (or `--near transformer_xl`: beside
+                        Transformer-XL's attention), read in every block (or in those of `--reading`)
+    window, no slots    the window alone: a Transformer with a sliding window of keys and values
     no memory           the same Transformer that sees its own segment only
     transformer_xl      relative positions and a cache with stopped gradients
 
@@ -38,7 +39,7 @@ from memseq.tasks.text import books, open_text, stdlib
 from memseq.tasks.tokenizers import Bytes
 from memseq.training.backends import Backpropagation
 from memseq.training.loop import TrainingConfig, train
-from memseq.training.optim import AdamWConfig, WarmupCosine
+from memseq.training.optim import AdamWConfig, MuonConfig, WarmupCosine
 
 __all__ = ["TextComparison", "as_large_as", "contenders", "main", "run", "weights"]
 
@@ -53,6 +54,9 @@ class TextComparison:
     segment_length: int = 32
     window: int = 32  # tokens that near attention sees
     n_slots: int = 16
+    near: Literal["sliding_window", "transformer_xl"] = "sliding_window"  # what Memformer's blocks have beside the slots
+    reading: str = "all"  # the blocks that read the slots, such as 1,3
+    optimizer: Literal["adamw", "muon"] = "adamw"
     batch_size: int = 32
     horizon: int = 4
     lr: float = 2e-3
@@ -65,6 +69,9 @@ def contenders(what: TextComparison) -> dict[str, Any]:
     names = ("d_model", "n_layers", "n_heads", "segment_length", "window", "n_slots")
     shape = {name: getattr(what, name) for name in names}
     memformer = preset("memformer", "tiny", **shape)
+    near = preset(what.near, "tiny", **shape).layers
+    reading = None if what.reading == "all" else tuple(int(block) for block in what.reading.split(","))
+    memformer = replace(memformer, layers=near, reading=reading)
     others = {"window, no slots": "sliding_window", "no memory": "segment_attention", "transformer_xl": "transformer_xl"}
     return {"memformer": memformer} | {name: as_large_as(memformer, preset(system, "tiny", **shape)) for name, system in others.items()}
 
@@ -95,7 +102,7 @@ def run(
         batch_size=what.batch_size,
         segment_length=what.segment_length,
         horizon=what.horizon,
-        optimizer=AdamWConfig(lr=what.lr),
+        optimizer=MuonConfig(lr=what.lr, adamw=AdamWConfig(lr=what.lr)) if what.optimizer == "muon" else AdamWConfig(lr=what.lr),
         rate=WarmupCosine(warmup=50),
         backend=Backpropagation(),
         dtype=what.dtype,
@@ -134,7 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("corpus", help="stdlib, a folder of books with a books.csv, or a file or folder of text")
     parser.add_argument("--minutes", type=float, default=5.0, help="of training steps for each contender (default 5)")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each contender (default 1)")
-    parser.add_argument("--only", default="", help="contenders whose name contains this")
+    parser.add_argument("--seed", type=int, default=0, help="the first of them (default 0)")
+    parser.add_argument("--only", default="", help="contenders whose name contains this, or one of these with commas between")
     parser.add_argument("--no-equal-tokens", action="store_true", help="leave out the comparison at equal tokens")
     parser.add_argument("--json", help="write the result to this file")
     for field, value in vars(TextComparison()).items():
@@ -142,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     keep_freed_memory()
     what = TextComparison(**{name: getattr(given, name) for name in TextComparison.__dataclass_fields__})
-    chosen = {name: config for name, config in contenders(what).items() if given.only in name}
+    chosen = {name: config for name, config in contenders(what).items() if any(part in name for part in given.only.split(","))}
     text, rows = opened(given.corpus), []
     corpus = given.corpus if given.corpus == "stdlib" else Path(given.corpus).resolve().name
     shown = " ".join(sys.argv[2:] if arguments is None else arguments[1:]).partition(" --json")[0]
@@ -156,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.json:
             Path(given.json).write_text(json.dumps(told, indent=1) + "\n")
 
-    for seed in range(given.seeds):
+    for seed in range(given.seed, given.seed + given.seeds):
         timed: dict[str, dict[str, Any]] = {name: {"name": name, "budget": "equal time"} for name in chosen}
         for name, config in chosen.items():
             timed[name] |= run(config, text, what, minutes=given.minutes, seed=seed)
