@@ -107,6 +107,12 @@ _ROWS = (
     ),
     _memory("gla", "GLAConfig", "yang2024gla", "a matrix whose key channels fade each at a rate the token decides"),
     _memory("hgrn2", "HGRN2Config", "qin2024hgrn2", "a matrix whose channels write as much as they forget"),
+    _memory(
+        "rwkv6",
+        "RWKV6Config",
+        "peng2024rwkv6",
+        "a matrix that is read before it is written, with a decay per channel that two tokens decide",
+    ),
     _memory("kda", "KDAConfig", "kimi2025linear yang2025gated", "Gated DeltaNet whose key channels fade each at its own rate"),
     _memory(
         "rwkv7", "RWKV7Config", "peng2025rwkv7", "a matrix that removes under one key and writes under another, with a decay per channel"

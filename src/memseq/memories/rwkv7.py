@@ -77,7 +77,7 @@ class RWKV7Memory(Memory[RWKV7State]):
         D, H = c.d_model, c.n_heads
         self.norm_eps = c.norm_eps if c.norm_eps is not None else 1e-5 * (D // H)
         place = torch.arange(D) / D
-        # r, w, k, v, a, g: later channels look further back
+        # r, w, k, v, a, g: later channels look less far back
         self.mixing = nn.Parameter(torch.stack([1 - place**power for power in (0.2, 0.9, 0.7, 0.7, 0.9, 0.2)]))
         self.receptance, self.key, self.value, self.out = (nn.Linear(D, D, bias=False) for _ in range(4))
         self.decay = LowRank(D, D, _rank(c.decay_rank, D, 2.5), squash=nn.Tanh())
