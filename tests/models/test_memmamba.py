@@ -66,10 +66,8 @@ def test_with_no_strength_it_is_the_mamba2_language_model():
     plain = Mamba2LMConfig(vocab_size=11, layer=LAYER, n_layers=4).build().double()
     plain.load_state_dict({name: t for name, t in model.state_dict().items() if not name.startswith(("writers", "own", "below"))})
     with torch.no_grad():
-        for readers in (model.own, model.below):
-            for reader in readers:
-                if reader is not None:
-                    reader.strength.zero_()
+        for reader in (*model.own, *model.below.values()):
+            reader.strength.zero_()
     ids = tokens(2, 30)
     assert torch.equal(model(ids, model.init_state(2))[0], plain(ids, plain.init_state(2))[0])
 

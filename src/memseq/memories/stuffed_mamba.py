@@ -157,7 +157,7 @@ class StuffedMambaMemory(Memory[StuffedMambaState]):
 
     def _after(self, x: Tensor, first: State, state: StuffedMambaState) -> StuffedMambaState:
         """The state once the memory, or the older of the two, has read x."""
-        states = (first, self.memory.advance(x, state.states[1])) if self._windowed else (first,)
+        states: tuple[State, ...] = (first, self.memory.advance(x, state.states[1])) if self._windowed else (first,)
         after = StuffedMambaState(states, state.position + x.shape[1])
         every = self._every
         if every is None:

@@ -87,8 +87,8 @@ class MemMamba(LanguageModel[MemMambaState]):
         self.norms = nn.ModuleList(HeadNorm(D, c.norm_eps) for _ in range(n))
         self.norm = HeadNorm(D, c.norm_eps)
         self.writers = nn.ModuleList(NoteWriter(D, size=c.n_notes, width=d, window=c.window, frozen=c.select == "frozen") for _ in range(n))
-        self.own = nn.ModuleList(NoteReader(D, width=d) if c.own else None for _ in range(n))
-        self.below = nn.ModuleList(NoteReader(D, width=d) if len(c.reads_below(i)) else None for i in range(n))
+        self.own = nn.ModuleList(NoteReader(D, width=d) for _ in range(n) if c.own)
+        self.below = nn.ModuleDict({str(i): NoteReader(D, width=d) for i in range(n) if len(c.reads_below(i))})
         with torch.no_grad():
             nn.init.normal_(self.embedding.weight, std=D**-0.5)
             for layer in self.layers:
@@ -118,7 +118,7 @@ class MemMamba(LanguageModel[MemMambaState]):
             if c.own:
                 mixed = mixed + self.own[i](u, notes.notes, sees(notes.written, T, c.n_notes, inclusive=False))
             if len(c.reads_below(i)):
-                mixed = mixed + self.below[i](u, *self._beneath([taken[j] for j in c.reads_below(i)], T))
+                mixed = mixed + self.below[str(i)](u, *self._beneath([taken[j] for j in c.reads_below(i)], T))
             y, after = layer(mixed, state.layers[i])
             x = x + y
             layers.append(after)

@@ -71,12 +71,13 @@ def found(said: str, answers: tuple[str, ...]) -> float:
     return sum(answer.lower() in said.lower() for answer in answers) / len(answers)
 
 
+@dataclass(frozen=True, kw_only=True)
 class _HiddenTask(Task):
     """What the two tasks share: a text of `n_chars` bytes around what is hidden, and its answer as labels."""
 
-    n_chars: int
-    haystack: str
-    file: str | None
+    n_chars: int = 1024  # of instruction, haystack, question and answer
+    haystack: str = "repeat"
+    file: str | None = None  # prose for haystack="text"; None: Python's own documentation
 
     @property
     def vocab_size(self) -> int:
@@ -151,13 +152,11 @@ class NeedleTask(_HiddenTask):
     name: ClassVar[str] = "needle"
     source: ClassVar[str] = "arXiv:2404.06654"
 
-    n_chars: int = 1024  # of instruction, haystack, question and answer
     haystack: Literal["repeat", "text", "needles"] = "repeat"
     value: Literal["number", "word", "uuid"] = "number"
     n_keys: int = 1
     n_values: int = 1  # of each key
     n_asked: int = 1  # keys
-    file: str | None = None  # prose for haystack="text"; None: Python's own documentation
 
     def __post_init__(self) -> None:
         if not 1 <= self.n_asked <= self.n_keys or self.n_values < 1:
@@ -214,11 +213,9 @@ class VariableTask(_HiddenTask):
     name: ClassVar[str] = "variable_tracking"
     source: ClassVar[str] = "arXiv:2404.06654"
 
-    n_chars: int = 1024
     haystack: Literal["repeat", "text"] = "repeat"
     n_chains: int = 1
     n_hops: int = 4  # assignments after the first
-    file: str | None = None
 
     def __post_init__(self) -> None:
         if self.n_chains < 1 or self.n_hops < 0:
