@@ -121,9 +121,11 @@ def test_one_memory_is_its_rule(rule):
     """The recurrence as it is written, on what the layer projects."""
     memory = build(n_memories=1, n_active=1, shared=False, rule=rule)
     x = torch.randn(2, 19, 10, dtype=F64)
-    window = torch.cat([torch.zeros(2, 3, 10, dtype=F64), x], dim=1)
-    q, k, v, logits = memory._project(x, window)
-    q, k, v, logits = (z.reshape(2, 19, 2, -1).transpose(1, 2) for z in (q, k[:, :, 0], v[:, :, 0], logits[:, :, 0]))
+    before = torch.zeros(2, 3, 10, dtype=F64)
+    taps = memory.conv.weight.split([memory.keys, memory.keys + memory.values])
+    q = memory._mixed(x, before, memory.query.weight, taps[0])
+    k, v = memory._mixed(x, before, memory.written[0], taps[1]).split([memory.keys, memory.values], dim=-1)
+    q, k, v, logits = (z.reshape(2, 19, 2, -1 if z.numel() else 0).transpose(1, 2) for z in (q, k, v, x @ memory.decided[0].T))
     q, k = memory.rule.queries_and_keys(q, k)
     gates = memory.rule.gates(logits) if logits.numel() else logits
     S, y = torch.zeros(2, 2, 3, 4, dtype=F64), []

@@ -7,7 +7,7 @@
     y_t = q_t S_t
 
 A rule takes k, v and its own gates from a token, `size` numbers a head and memory, and says which op reads. Gates are such that zero
-changes nothing (b = 0, log a = 0, log w = 0): a token with k = 0 and gates of zero leaves the matrix as it was, bit for bit.
+changes nothing (b = 0, log a = 0, log w = 0): a token made `silent` leaves the matrix as it was, bit for bit.
 
 `build(n_heads)` makes the module that holds what a rule learns beside the projections (the rates of decay); several matrices of one
 layer share it.
@@ -47,6 +47,10 @@ class UpdateRule(nn.Module):
     def gates(self, logits: Gates) -> Gates:
         """What the token decides, in float32 at least."""
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def silent(self, k: Keys, gates: Gates, keep: Float[Tensor, "N 1 T 1"]) -> tuple[Keys, Gates]:
+        """Keys and gates of tokens that are kept (1), and of such as change nothing (0)."""
+        return k * keep, gates * keep
 
     def read(self, q: Keys, k: Keys, v: Values, gates: Gates, S: Matrix, chunk_size: int) -> tuple[Values, Matrix]:
         raise TypeError(f"{type(self).__name__} must define read(q, k, v, gates, S, chunk_size)")
@@ -133,6 +137,9 @@ class _Delta(UpdateRule):
 
     def gates(self, logits: Gates) -> Gates:
         return self.strength * super().gates(logits).sigmoid()
+
+    def silent(self, k: Keys, gates: Gates, keep: Float[Tensor, "N 1 T 1"]) -> tuple[Keys, Gates]:
+        return k, gates * keep  # b = 0 writes nothing, whatever the key
 
     def read(self, q: Keys, k: Keys, v: Values, gates: Gates, S: Matrix, chunk_size: int) -> tuple[Values, Matrix]:
         still = q.new_zeros(()).expand(q.shape[:3])

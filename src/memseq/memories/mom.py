@@ -21,7 +21,7 @@ State: M, 4 B E H K V bytes in float32, and the shared one; the last inputs x of
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -121,110 +121,103 @@ class MoMMemory(Memory[MoMState]):
 
     def forward(self, x: Float[Tensor, "B T D"], state: MoMState) -> tuple[Float[Tensor, "B T D"], MoMState]:
         c = self.config
-        window = torch.cat([state.tail.to(x.dtype), x], dim=1)
         with torch.autocast(x.device.type, enabled=False):
             p = F.linear(x.to(state.M.dtype), self.router.weight.to(state.M.dtype)).softmax(-1)
             chosen, weight = choose_memories(p, c.n_active)
             routed = one_hot(chosen, c.n_memories)
             added, load = balance(p, routed, state.load, c.n_active)
         if x.shape[1] == 1:
-            o, M, shared = self._read_one(x, window, chosen[:, 0], weight[:, 0], state)
+            o, M, shared = self._read_one(x, chosen[:, 0], weight[:, 0], state)
         else:
-            q, k, v, gates = self._project(x, window)
-            read = self._read_sorted if c.form == "sorted" else self._read_dense
-            o, M = read(q, k[:, :, : c.n_memories], v[:, :, : c.n_memories], gates[:, :, : c.n_memories], chosen, weight, routed, state.M)
-            shared: Any = ()
-            if c.shared:
-                everywhere, shared = self._op(q, k[:, :, -1], v[:, :, -1], gates[:, :, -1], None, state.shared)
-                o = o + everywhere
+            o, M, shared = self._read_many(x, chosen, weight, routed, state)
         y = self.norm(o.unflatten(-1, (c.n_heads, -1)), self.gate(x).unflatten(-1, (c.n_heads, -1)))
         auxiliary = state.auxiliary + c.balance * added if self.training else state.auxiliary
         return self.out(y.flatten(2)), MoMState(M, shared, self.conv.shift(x, state.tail), load, auxiliary)
 
-    def _project(self, x: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries [B, T, .] and keys, values and gates [B, T, sets, .] of every token; `window` has what came before it, too."""
-        before = self.config.conv_width - 1
-        wide = linear(window, torch.cat([self.query.weight, self.written.flatten(0, 1)]))
-        taps = torch.cat([self.conv.weight[: self.keys], self.conv.weight[self.keys :].repeat(self.sets, 1)])
-        mixed = short_conv_silu(wide[:, before:], wide[:, :before], taps)
-        q, written = mixed.split([self.keys, self.sets * (self.keys + self.values)], dim=-1)
-        k, v = written.unflatten(-1, (self.sets, -1)).split([self.keys, self.values], dim=-1)
-        gates = linear(x, self.decided.flatten(0, 1)).unflatten(-1, (self.sets, self.gates))
-        return q, k, v, gates
+    def _mixed(self, x: Tensor, tail: Tensor, weight: Tensor, taps: Tensor) -> Tensor:
+        """silu(conv(W x)); what the convolution sees before x is projected with it, so that a state holds inputs and no projections."""
+        return short_conv_silu(linear(x, weight), linear(tail.to(x.dtype), weight), taps)
 
-    def _op(self, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, keep: Tensor | None, M: Any) -> tuple[Tensor, Tensor]:
+    def _read_many(
+        self, x: Tensor, chosen: Tensor, weight: Tensor, routed: Tensor, state: MoMState
+    ) -> tuple[Tensor, Tensor, Tensor | tuple[()]]:
+        c, E = self.config, self.config.n_memories
+        query_taps, written_taps = self.conv.weight.split([self.keys, self.keys + self.values])
+        q = self._mixed(x, state.tail, self.query.weight, query_taps)
+        own = (self.written, self.decided) if self.sets == 1 else (self.written[:E], self.decided[:E])
+        sets = len(own[0])
+        written = self._mixed(x, state.tail, own[0].flatten(0, 1), written_taps.repeat(sets, 1)).unflatten(-1, (sets, -1))
+        gates = linear(x, own[1].flatten(0, 1)).unflatten(-1, (sets, self.gates))
+        read = self._read_sorted if c.form == "sorted" else self._read_dense
+        o, M = read(q, written, gates, chosen, weight, routed, state.M)
+        if not c.shared:
+            return o, M, ()
+        if self.sets > 1:
+            written = self._mixed(x, state.tail, self.written[-1], written_taps)[:, :, None]
+            gates = linear(x, self.decided[-1])[:, :, None]
+        everywhere, shared = self._op(q, written[:, :, 0], gates[:, :, 0], None, cast(Tensor, state.shared))
+        return o + everywhere, M, shared
+
+    def _op(self, q: Tensor, written: Tensor, gates: Tensor, keep: Tensor | None, M: Tensor) -> tuple[Tensor, Tensor]:
         """Read and write N matrices [N, H, K, V], each with tokens of its own [N, L, .]; those that `keep` [N, L] leaves out do neither."""
-        H = self.config.n_heads
-        q, k, v, gates = (z.unflatten(-1, (H, z.shape[-1] // H)).transpose(1, 2) for z in (q, k, v, gates))
+        H, parts = self.config.n_heads, (q, *written.split([self.keys, self.values], dim=-1), gates)
+        q, k, v, gates = (z.unflatten(-1, (H, z.shape[-1] // H)).transpose(1, 2) for z in parts)
         with torch.autocast(q.device.type, enabled=False):
             q, k = self.rule.queries_and_keys(q, k)
             gates = self.rule.gates(gates)
             if keep is not None:
-                keep = keep[:, None, :, None]
-                k, gates = k * keep, gates * keep
+                k, gates = self.rule.silent(k, gates, keep[:, None, :, None].to(k.dtype))
             y, M = self.rule.read(q, k, v.to(M.dtype), gates, M, self.config.chunk_size)
         return y.transpose(1, 2).flatten(2), M
 
     def _read_sorted(
-        self, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, chosen: Tensor, weight: Tensor, routed: Tensor, M: Tensor
+        self, q: Tensor, written: Tensor, gates: Tensor, chosen: Tensor, weight: Tensor, routed: Tensor, M: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Every memory reads its own tokens, side by side."""
-        B, E = M.shape[:2]
+        (B, E), sets = M.shape[:2], written.shape[2]
         grid = gather(chosen, routed, multiple=self.config.chunk_size)
-        of_token, sets = grid.source.flatten(0, 1), k.shape[2]
-        own = torch.arange(E, device=q.device).repeat(B)[:, None] if sets > 1 else 0
-        of_set = of_token * sets + own
+        of_token = grid.source.flatten(0, 1)
+        of_set = of_token if sets == 1 else of_token * sets + torch.arange(E, device=q.device).repeat(B)[:, None]
 
         def rows(z: Tensor, where: Tensor) -> Tensor:
             return z.flatten(0, -2).index_select(0, where.flatten()).view(*where.shape, z.shape[-1])
 
-        parts = rows(q, of_token), rows(k, of_set), rows(v, of_set), rows(gates, of_set)
-        y, after = self._op(*parts, grid.filled.flatten(0, 1), M.flatten(0, 1))
-        o = (rows(y, grid.place) * weight[..., None]).sum(2)
-        return o, after.unflatten(0, (B, E))
+        y, after = self._op(rows(q, of_token), rows(written, of_set), rows(gates, of_set), grid.filled.flatten(0, 1), M.flatten(0, 1))
+        return torch.einsum("b t k c, b t k -> b t c", rows(y, grid.place), weight), after.unflatten(0, (B, E))
 
     def _read_dense(
-        self, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, chosen: Tensor, weight: Tensor, routed: Tensor, M: Tensor
+        self, q: Tensor, written: Tensor, gates: Tensor, chosen: Tensor, weight: Tensor, routed: Tensor, M: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Every memory reads all tokens, of which those that are not its own change nothing."""
         B, E = M.shape[:2]
-        q = q[:, :, None]
-        parts = (z.expand(-1, -1, E, -1).transpose(1, 2).flatten(0, 1) for z in (q, k, v, gates))
+        parts = (z.expand(-1, -1, E, -1).transpose(1, 2).flatten(0, 1) for z in (q[:, :, None], written, gates))
         y, after = self._op(*parts, routed.mT.flatten(0, 1), M.flatten(0, 1))
         g = torch.zeros_like(routed, dtype=weight.dtype).scatter(-1, chosen, weight)
         return torch.einsum("b e t c, b t e -> b t c", y.unflatten(0, (B, E)), g), after.unflatten(0, (B, E))
 
-    def _read_one(self, x: Tensor, window: Tensor, chosen: Tensor, weight: Tensor, state: MoMState) -> tuple[Tensor, Tensor, Any]:
+    def _read_one(self, x: Tensor, chosen: Tensor, weight: Tensor, state: MoMState) -> tuple[Tensor, Tensor, Tensor | tuple[()]]:
         """One token: the projections and the matrices of what it chose, and no others."""
         c, (B, k) = self.config, chosen.shape
-        taps = self.conv.weight.split([self.keys, self.keys + self.values])
-
-        def mixed(w: Tensor, taps: Tensor) -> Tensor:
-            z = F.linear(window, w)
-            return short_conv_silu(z[:, -1:], z[:, :-1], taps)
-
+        query_taps, written_taps = self.conv.weight.split([self.keys, self.keys + self.values])
         if self.sets == 1:
             used, index = [0], torch.zeros_like(chosen)
         else:
             distinct, index = chosen.unique(return_inverse=True)
             used = distinct.tolist()
-        last = len(used)
         if c.shared:
-            used, index = [*used, self.sets - 1], torch.cat([index, index.new_full((B, 1), last)], dim=1)
-        written = torch.stack([mixed(self.written[m], taps[1]) for m in used], dim=1)
-        decided = torch.stack([F.linear(x, self.decided[m]) for m in used], dim=1)
+            index = torch.cat([index, index.new_full((B, 1), len(used) if self.sets > 1 else 0)], dim=1)
+            used = [*used, self.sets - 1] if self.sets > 1 else used
+        written = torch.stack([self._mixed(x, state.tail, self.written[m], written_taps) for m in used], dim=1)
+        decided = torch.stack([linear(x, self.decided[m]) for m in used], dim=1)
         at = torch.arange(B, device=x.device)[:, None]
-        parts = (z[at, index].flatten(0, 1) for z in (written, decided))  # [B (k + 1), 1, .]
-        (keys, values), gates = next(parts).split([self.keys, self.values], dim=-1), next(parts)
         rows = (at * c.n_memories + chosen).flatten()
         M = state.M.flatten(0, 1)
         own = M.index_select(0, rows).unflatten(0, (B, k))
         if c.shared:
             own = torch.cat([own, cast(Tensor, state.shared)[:, None]], dim=1)
-        q = mixed(self.query.weight, taps[0])[:, None].expand(-1, own.shape[1], -1, -1).flatten(0, 1)
-        y, after = self._op(q, keys, values, gates, None, own.flatten(0, 1))
+        q = self._mixed(x, state.tail, self.query.weight, query_taps)[:, None].expand(-1, own.shape[1], -1, -1)
+        y, after = self._op(*(z.flatten(0, 1) for z in (q, written[at, index], decided[at, index])), None, own.flatten(0, 1))
         y, after = y.unflatten(0, (B, -1)), after.unflatten(0, (B, -1))
-        o = (y[:, :k] * weight[..., None, None]).sum(1)
-        if c.shared:
-            o = o + y[:, k]
-        return o, M.index_copy(0, rows, after[:, :k].flatten(0, 1)).unflatten(0, (B, -1)), after[:, k].clone() if c.shared else ()
+        o = torch.einsum("b k t c, b k -> b t c", y[:, :k], weight)
+        M = M.index_copy(0, rows, after[:, :k].flatten(0, 1)).unflatten(0, (B, -1))
+        return (o + y[:, k], M, after[:, k].clone()) if c.shared else (o, M, ())
