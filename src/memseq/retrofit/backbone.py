@@ -31,6 +31,7 @@ from memseq.contract import empty
 from memseq.errors import ConfigError, MissingExtraError, TrainingError
 from memseq.layers.rotary import places, shared
 from memseq.models.backbone import Backbone, Visitor
+from memseq.ops.attention import band
 from memseq.ops.cross_entropy import IGNORE, LOGITS_AT_ONCE, linear_cross_entropy
 from memseq.retrofit.segment_cache import KeysAndValues, SegmentCache
 from memseq.state import State, select, stack
@@ -46,6 +47,8 @@ except ModuleNotFoundError:
 __all__ = ["HuggingFaceBackbone", "HuggingFaceConfig", "Inputs"]
 
 NOT_OF_THE_FUNCTION = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "use_cache")
+
+TAKE_MASKS = ("sdpa", "eager")  # ways of attention that are given a mask as a tensor
 
 _visit: ContextVar[tuple[Any, Visitor] | None] = ContextVar("visit", default=None)  # whose reading it is, and who comes along
 
@@ -208,10 +211,13 @@ class HuggingFaceBackbone(Backbone):
     def _read_keys(self, x: Tensor, cache: KeysAndValues, mask: Tensor | None) -> tuple[Tensor, KeysAndValues]:
         held, n = SegmentCache(cache), x.shape[1]
         given: dict[str, Any] = {"past_key_values": held}
-        if shared(cache.position) is None:  # rows at positions of their own: slots past a row's own are hidden
+        start = shared(cache.position)
+        if start is None:  # rows at positions of their own: slots past a row's own are hidden
             own = places(cache.position, n, x.device)
             given["position_ids"] = own
             mask = (torch.arange(int(cache.position.max()) + n, device=x.device) <= own[..., None])[:, None]
+        elif mask is None and start and n > 1 and self.model.config._attn_implementation in TAKE_MASKS:
+            mask = band(n, start + n, None, device=x.device)  # transformers would make the same one, for milliseconds
         return self._run(x, mask, **given), held.state(n)
 
     def _read_inputs(self, x: Tensor, cache: Inputs) -> tuple[Tensor, Inputs]:
