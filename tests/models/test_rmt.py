@@ -131,6 +131,37 @@ def test_a_normed_feed_does_not_ask_how_long_a_vector_is():
     assert (raw(tokens, longer)[0] - raw(tokens, state)[0]).abs().max() > 1e-2
 
 
+def test_noise_at_borders_is_of_training_alone_and_replay_meets_it_again():
+    model = built(RMTConfig(backbone=stack(), n_slots=N, segment_length=L, noise=0.5))
+    plain = built(RMTConfig(backbone=stack(), n_slots=N, segment_length=L))
+    tokens = torch.randint(V, (4, 2, L))
+    read = model(tokens[0], model.init_state(2))[1].memory
+    assert torch.equal(read, plain(tokens[0], plain.init_state(2))[1].memory)
+    with torch.no_grad():
+        noisy = [model.train()(tokens[0], model.init_state(2))[1].memory - read for _ in range(200)]
+        spread = torch.stack(noisy).std(0) / read.square().mean(-1, keepdim=True).sqrt()
+    assert abs(float(spread.mean()) - 0.5) < 0.02
+    generators = []
+
+    class Noted(StreamCell):
+        def loss(self, segment, state):
+            generators.append(torch.get_rng_state())
+            return super().loss(segment, state)
+
+    segments = [Segment(t, t.roll(1, 1), torch.zeros(2).bool()) for t in tokens]
+    replay_backward(Noted(model), segments, model.init_state(2))
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    total, state = 0.0, model.init_state(2)
+    for segment, generator in zip(segments, reversed(generators), strict=True):
+        torch.set_rng_state(generator)
+        loss, state = StreamCell(model).loss(segment, state)
+        total = total + loss
+    total.backward()
+    for name, p in model.named_parameters():
+        assert_close(found[name], p.grad, rtol=1e-9, atol=1e-11)
+
+
 def test_any_memory_serves_inside_a_segment():
     model = built(
         RMTConfig(backbone=StackConfig(vocab_size=V, d_model=D, layers=(GRUConfig(d_model=D),)), n_slots=2, segment_length=L, mask="causal")
@@ -154,7 +185,7 @@ def test_errors_say_what_to_do():
         RMTConfig(backbone=recurrent).build()
     with pytest.raises(ConfigError, match="backbone must be a StackConfig or the config of a Backbone"):
         RMTConfig(backbone=GRUConfig(d_model=D)).build()
-    for wrong in ({"n_slots": -1}, {"segment_length": 0}, {"mask": "none"}, {"feed": "cooked"}):
+    for wrong in ({"n_slots": -1}, {"segment_length": 0}, {"mask": "none"}, {"feed": "cooked"}, {"noise": -1.0}):
         with pytest.raises(ConfigError):
             RMTConfig(backbone=stack(), **wrong)
 

@@ -14,6 +14,9 @@ mask = "paper": memory vectors of one copy see each other; everything else is ca
 feed = "raw": F(M) = M (paper). "normed": F(M) = g * M / rms(M) with a learned gain that starts at the size of an embedding, for
 pretrained models, whose embeddings are far smaller than what leaves their last norm.
 
+noise > 0: while training, what passes a border is M + noise * rms(M) * xi with xi ~ N(0, 1), so that the network learns to clean up
+what it carries; then what it keeps outlasts by far the segments it was trained on (`recipes/rmt.py`).
+
 State: the memory, 4 B N D bytes in float32, and the backbone's cache of the open segment, which is empty at a border.
 """
 
@@ -47,6 +50,7 @@ class RMTConfig:
     segment_length: int = 64  # L, tokens; the backbone reads L + 2 N inputs
     mask: str = "paper"  # or "causal"
     feed: str = "raw"  # or "normed"
+    noise: float = 0.0  # while training: of what passes a border, relative to its size
 
     def __post_init__(self) -> None:
         check_segments(self)
@@ -54,6 +58,8 @@ class RMTConfig:
             raise ConfigError(f"mask must be 'paper' or 'causal', got {self.mask!r}")
         if self.feed not in ("raw", "normed"):
             raise ConfigError(f"feed must be 'raw' or 'normed', got {self.feed!r}")
+        if self.noise < 0:
+            raise ConfigError(f"noise must be 0 or more, got {self.noise}")
 
     @property
     def vocab_size(self) -> int:
@@ -119,7 +125,14 @@ class RMT(SegmentModel[RMTState]):
         if not closes:
             return y, RMTState(state.memory, cache, state.position + x.shape[1])
         new = self.init_state(len(x))
-        return y, new._replace(memory=h[:, end:].to(state.memory.dtype, copy=True))
+        return y, new._replace(memory=self._passed(h[:, end:].to(state.memory.dtype, copy=True)))
+
+    def _passed(self, memory: Tensor) -> Tensor:
+        """What goes over the border."""
+        if not self.training or not self.config.noise:
+            return memory
+        size = memory.detach().square().mean(-1, keepdim=True).sqrt()
+        return memory + self.config.noise * size * torch.randn_like(memory)
 
     def _fed(self, memory: Tensor) -> Tensor:
         """The memory as it stands among embeddings."""
