@@ -39,14 +39,13 @@ def decay_recurrent(q: Keys, k: Keys, v: Values, log_a: Gates, S: Matrix) -> tup
     """The definition, token by token: what every other form is tested against, and the fastest for one token."""
     dtype, share = S.dtype, _share(k, v)
     with unrounded(S):
-        q, k = (z.to(dtype)[..., None, :] for z in (q, k))
+        q, k, v, a = (z.to(dtype) for z in (q, k, v, log_a[..., None]))
         q, k = (z if share == 1 else z.repeat_interleave(share, dim=1) for z in (q, k))
-        v, a = v.to(dtype)[..., None, :], log_a.to(dtype).exp()[..., None, None]
         y = []
-        for q_t, k_t, v_t, a_t in zip(*(z.unbind(2) for z in (q, k, v, a)), strict=True):
+        for q_t, k_t, v_t, a_t in zip(*(z.split(1, dim=2) for z in (q, k, v, a.exp())), strict=True):
             S = torch.addcmul(a_t * S, k_t.mT, v_t)
             y.append(q_t @ S)
-        return torch.cat(y, dim=2), S
+        return y[0] if len(y) == 1 else torch.cat(y, dim=2), S
 
 
 def decay_chunkwise(q: Keys, k: Keys, v: Values, log_a: Gates, S: Matrix, *, chunk_size: int = 64) -> tuple[Values, Matrix]:

@@ -42,14 +42,13 @@ def delta_recurrent(q: Keys, k: Keys, v: Values, beta: Gates, log_a: Gates, S: M
     """The definition, token by token: what every other form is tested against, and the fastest for one token."""
     dtype = S.dtype
     with unrounded(S):
-        rows = (q.to(dtype)[..., None, :], k.to(dtype)[..., None, :], v.to(dtype)[..., None, :])
-        gates = (beta.to(dtype)[..., None, None], log_a.to(dtype).exp()[..., None, None])
+        q, k, v, beta, a = (z.to(dtype) for z in (q, k, v, beta[..., None], log_a[..., None]))
         y = []
-        for q_t, k_t, v_t, b_t, a_t in zip(*(z.unbind(2) for z in (*rows, *gates)), strict=True):
+        for q_t, k_t, v_t, b_t, a_t in zip(*(z.split(1, dim=2) for z in (q, k, v, beta, a.exp())), strict=True):
             S = a_t * S
-            S = S + k_t.mT * (b_t * (v_t - k_t @ S))
+            S = torch.addcmul(S, k_t.mT, b_t * (v_t - k_t @ S))
             y.append(q_t @ S)
-        return torch.cat(y, dim=2), S
+        return y[0] if len(y) == 1 else torch.cat(y, dim=2), S
 
 
 def delta_chunkwise(q: Keys, k: Keys, v: Values, beta: Gates, log_a: Gates, S: Matrix, *, chunk_size: int = 64) -> tuple[Values, Matrix]:
