@@ -125,6 +125,14 @@ def test_a_stack_of_them_trains_by_replay_as_by_bptt():
         assert_close(f, w, rtol=1e-9, atol=1e-12)
 
 
+def test_under_autocast_advancing_and_reading_leave_one_state():
+    memory, x = AarenConfig(d_model=D, n_heads=H).build(), torch.randn(2, 40, D)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        start = memory.init_state(2)
+        for found, wanted in zip(memory.advance(x, start), memory(x, start)[1], strict=True):
+            assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

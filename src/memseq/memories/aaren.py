@@ -92,13 +92,14 @@ class Aaren(Memory[AarenState]):
 
     def advance(self, x: Float[Tensor, "B T D"], state: AarenState) -> AarenState:
         """A weighted sum of the inputs and one projection of it: no token has an output of its own."""
+        if torch.is_autocast_enabled(x.device.type):  # values are rounded before they are summed: a replay must meet the same state
+            return self(x, state)[1]
         self.check_input(x, state)
-        with torch.autocast(x.device.type, enabled=False):
-            s, log_a = self._scores(x)
-            m, kept, weight, pooled = prefix_softmax_last(s, self._wide(x), state.maximum, log_a=log_a)
-            W = self._wide(weight_of(self.value)).unflatten(0, (self.config.n_heads, -1))
-            total = torch.einsum("b h r d, h k d -> b h r k", pooled.unflatten(1, (self.config.n_heads, -1)), W).flatten(1, 2)
-            return AarenState(m, kept * state.weight + weight, kept[..., None] * state.total + total)
+        s, log_a = self._scores(x)
+        m, kept, weight, pooled = prefix_softmax_last(s, self._wide(x), state.maximum, log_a=log_a)
+        W = self._wide(weight_of(self.value)).unflatten(0, (self.config.n_heads, -1))
+        total = torch.einsum("b h r d, h k d -> b h r k", pooled.unflatten(1, (self.config.n_heads, -1)), W).flatten(1, 2)
+        return AarenState(m, kept * state.weight + weight, kept[..., None] * state.total + total)
 
     def merge(self, first: AarenState, then: AarenState) -> AarenState:
         """The state of two streams one after the other, from the state of each: shards of a stream can be read in parallel.
