@@ -126,7 +126,7 @@ def test_one_memory_is_its_rule(rule):
     q = memory._mixed(x, before, memory.query.weight, taps[0])
     k, v = memory._mixed(x, before, memory.written[0], taps[1]).split([memory.keys, memory.values], dim=-1)
     q, k, v, logits = (z.reshape(2, 19, 2, -1 if z.numel() else 0).transpose(1, 2) for z in (q, k, v, x @ memory.decided[0].T))
-    q, k = memory.rule.queries_and_keys(q, k)
+    q, k = memory.rule.queries(q), memory.rule.keys(k)
     gates = memory.rule.gates(logits) if logits.numel() else logits
     S, y = torch.zeros(2, 2, 3, 4, dtype=F64), []
     for t in range(19):

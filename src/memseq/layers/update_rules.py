@@ -39,10 +39,13 @@ Matrix = Float[Tensor, "N H K V"]
 class UpdateRule(nn.Module):
     """A rule at work. Subclasses say what a query, a key and the gates are, and what reads."""
 
-    def queries_and_keys(self, q: Keys, k: Keys) -> tuple[Keys, Keys]:
-        """In float32 at least; queries carry 1 / sqrt(K)."""
-        wide = torch.promote_types(q.dtype, torch.float32)
-        return q.to(wide) * q.shape[-1] ** -0.5, k.to(wide)
+    def queries(self, q: Float[Tensor, "... K"]) -> Float[Tensor, "... K"]:
+        """In float32 at least, with the factor 1 / sqrt(K)."""
+        return self.keys(q) * q.shape[-1] ** -0.5
+
+    def keys(self, k: Float[Tensor, "... K"]) -> Float[Tensor, "... K"]:
+        """In float32 at least."""
+        return k.to(torch.promote_types(k.dtype, torch.float32))
 
     def gates(self, logits: Gates) -> Gates:
         """What the token decides, in float32 at least."""
@@ -132,8 +135,8 @@ class _Delta(UpdateRule):
         super().__init__()
         self.strength = strength
 
-    def queries_and_keys(self, q: Keys, k: Keys) -> tuple[Keys, Keys]:
-        return unit(q) * q.shape[-1] ** -0.5, unit(k)
+    def keys(self, k: Float[Tensor, "... K"]) -> Float[Tensor, "... K"]:
+        return unit(k)
 
     def gates(self, logits: Gates) -> Gates:
         return self.strength * super().gates(logits).sigmoid()

@@ -138,12 +138,18 @@ class MoMMemory(Memory[MoMState]):
         """silu(conv(W x)); what the convolution sees before x is projected with it, so that a state holds inputs and no projections."""
         return short_conv_silu(linear(x, weight), linear(tail.to(x.dtype), weight), taps)
 
+    def _queries(self, x: Tensor, tail: Tensor, taps: Tensor) -> Tensor:
+        """Queries as the rule has them, the same for every memory: [B, T, H K]."""
+        q = self._mixed(x, tail, self.query.weight, taps)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.rule.queries(q.unflatten(-1, (self.config.n_heads, -1))).flatten(2)
+
     def _read_many(
         self, x: Tensor, chosen: Tensor, weight: Tensor, routed: Tensor, state: MoMState
     ) -> tuple[Tensor, Tensor, Tensor | tuple[()]]:
         c, E = self.config, self.config.n_memories
         query_taps, written_taps = self.conv.weight.split([self.keys, self.keys + self.values])
-        q = self._mixed(x, state.tail, self.query.weight, query_taps)
+        q = self._queries(x, state.tail, query_taps)
         own = (self.written, self.decided) if self.sets == 1 else (self.written[:E], self.decided[:E])
         sets = len(own[0])
         written = self._mixed(x, state.tail, own[0].flatten(0, 1), written_taps.repeat(sets, 1)).unflatten(-1, (sets, -1))
@@ -163,8 +169,7 @@ class MoMMemory(Memory[MoMState]):
         H, parts = self.config.n_heads, (q, *written.split([self.keys, self.values], dim=-1), gates)
         q, k, v, gates = (z.unflatten(-1, (H, z.shape[-1] // H)).transpose(1, 2) for z in parts)
         with torch.autocast(q.device.type, enabled=False):
-            q, k = self.rule.queries_and_keys(q, k)
-            gates = self.rule.gates(gates)
+            k, gates = self.rule.keys(k), self.rule.gates(gates)
             if keep is not None:
                 k, gates = self.rule.silent(k, gates, keep[:, None, :, None].to(k.dtype))
             y, M = self.rule.read(q, k, v.to(M.dtype), gates, M, self.config.chunk_size)
@@ -215,7 +220,7 @@ class MoMMemory(Memory[MoMState]):
         own = M.index_select(0, rows).unflatten(0, (B, k))
         if c.shared:
             own = torch.cat([own, cast(Tensor, state.shared)[:, None]], dim=1)
-        q = self._mixed(x, state.tail, self.query.weight, query_taps)[:, None].expand(-1, own.shape[1], -1, -1)
+        q = self._queries(x, state.tail, query_taps)[:, None].expand(-1, own.shape[1], -1, -1)
         y, after = self._op(*(z.flatten(0, 1) for z in (q, written[at, index], decided[at, index])), None, own.flatten(0, 1))
         y, after = y.unflatten(0, (B, -1)), after.unflatten(0, (B, -1))
         o = torch.einsum("b k t c, b k -> b t c", y[:, :k], weight)

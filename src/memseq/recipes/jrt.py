@@ -131,8 +131,10 @@ def untrained(pairs: Sequence[int] = (16, 32, 64), *, size: int = 32, seeds: int
         for rule in ("delta", "sum"):
             S, errors = k.new_zeros(seeds, 1, size, size), []
             for _ in range(2):
-                written = (k, k, v, whole, still, S) if rule == "delta" else (k, k, v, still, S)
-                S = (delta_chunkwise if rule == "delta" else decay_chunkwise)(*written, chunk_size=64)[1]
+                if rule == "delta":
+                    S = delta_chunkwise(k, k, v, whole, still, S)[1]
+                else:
+                    S = decay_chunkwise(k, k, v, still, S)[1]
                 errors.append(round(float((k @ S - v).square().sum((1, 2, 3)).div(v.square().sum((1, 2, 3))).mean()), 3))
             rows.append({"rule": rule, "pairs": n, "once": errors[0], "twice": errors[1]})
     return rows
