@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from memseq.contract import Memory, empty
 from memseq.errors import ConfigError
 from memseq.layers.head_norm import NormThenGate
+from memseq.layers.linear import Linear
 from memseq.layers.short_conv import ShortConv
 from memseq.ops.channel_decay import gla_chunkwise
 
@@ -70,11 +71,11 @@ class GLAMemory(Memory[GLAState]):
         self.config = c = config
         self.key_size, self.value_size = c.key_size or c.d_model // (2 * c.n_heads), c.value_size or c.d_model // c.n_heads
         self.sizes = [c.n_heads * self.key_size, c.n_heads * self.key_size, c.n_heads * self.value_size]
-        self.inputs = nn.Linear(c.d_model, sum(self.sizes) + self.sizes[2] + c.gate_rank, bias=False)  # q, k, v, z, rank of the gate
-        self.gate = nn.Linear(c.gate_rank, self.sizes[1])
+        self.inputs = Linear(c.d_model, sum(self.sizes) + self.sizes[2] + c.gate_rank, bias=False)  # q, k, v, z, rank of the gate
+        self.gate = Linear(c.gate_rank, self.sizes[1])
         self.conv = ShortConv(sum(self.sizes), c.conv_width, silu=True) if c.conv_width else None
         self.norm = NormThenGate(self.value_size, c.norm_eps)
-        self.out = nn.Linear(self.sizes[2], c.d_model, bias=False)
+        self.out = Linear(self.sizes[2], c.d_model, bias=False)
         for layer in (self.inputs, self.gate, self.out):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
         nn.init.zeros_(self.gate.bias)

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from memseq.contract import Memory, empty
 from memseq.errors import ConfigError
+from memseq.layers.linear import Linear
 from memseq.layers.short_conv import ShortConv
 from memseq.ops.channel_decay import gla_chunkwise
 
@@ -66,10 +67,10 @@ class HGRN2Memory(Memory[HGRN2State]):
         super().__init__()
         self.config = c = config
         self.sizes = 3 * [c.d_model]  # q, f, v
-        self.inputs = nn.Linear(c.d_model, sum(self.sizes), bias=False)
+        self.inputs = Linear(c.d_model, sum(self.sizes), bias=False)
         self.conv = ShortConv(3 * c.d_model, c.conv_width) if c.conv_width else None
         self.norm = nn.RMSNorm(c.d_model, eps=c.norm_eps)
-        self.out = nn.Linear(c.d_model, c.d_model, bias=False)
+        self.out = Linear(c.d_model, c.d_model, bias=False)
         for layer in (self.inputs, self.out):
             nn.init.normal_(layer.weight, std=c.d_model**-0.5)
 

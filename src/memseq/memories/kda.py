@@ -26,6 +26,7 @@ from memseq.contract import Memory
 from memseq.errors import ConfigError
 from memseq.layers.conv_heads import ConvHeads
 from memseq.layers.head_norm import unit
+from memseq.layers.linear import Linear
 from memseq.ops.channel_decay import kda_chunkwise
 
 __all__ = ["KDAConfig", "KDAMemory", "KDAState"]
@@ -73,15 +74,15 @@ class KDAMemory(Memory[KDAState]):
         self.key_size, self.value_size = K, V = c.key_size or each, c.value_size or each
         # besides q, k, v: the ranks of the two gates, and b
         self.heads = ConvHeads(c.d_model, n_heads=H, n_key_heads=H, key_size=K, value_size=V, conv_width=c.conv_width, extra=2 * V + H)
-        self.fade = nn.Linear(V, H * K, bias=False)  # W_f2
-        self.open = nn.Linear(V, H * V)  # W_g2, c
+        self.fade = Linear(V, H * K, bias=False)  # W_f2
+        self.open = Linear(V, H * V)  # W_g2, c
         self.A_log = nn.Parameter(torch.empty(H).uniform_(1, 16).log_())
         step = torch.empty(H * K).uniform_(math.log(1e-3), math.log(1e-1)).exp_().clamp_(min=1e-4)
         self.dt_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # softplus of it is the step
         for parameter in (self.A_log, self.dt_bias):
             parameter.no_decay = True  # ty: ignore[missing-attribute]
         self.norm = nn.RMSNorm(V, eps=c.norm_eps)
-        self.out = nn.Linear(H * V, c.d_model, bias=False)
+        self.out = Linear(H * V, c.d_model, bias=False)
         for layer in (self.fade, self.open, self.out):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
         nn.init.zeros_(self.open.bias)

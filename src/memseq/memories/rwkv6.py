@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from memseq.contract import Memory, empty
 from memseq.errors import ConfigError
+from memseq.layers.linear import Linear
 from memseq.layers.token_shift import LowRank, shift
 from memseq.ops.channel_decay import rwkv6_chunkwise
 
@@ -69,9 +70,9 @@ class RWKV6Memory(Memory[RWKV6State]):
         # later channels look less far back
         self.mix_first = nn.Parameter(1 - place)  # mu_x
         self.mixing = nn.Parameter(torch.stack([1 - place**power for power in (0.5, 1.0, 1.0, 1.0, 0.5)]))  # mu_*
-        self.mix_down = nn.Linear(D, USES * c.mix_rank, bias=False)  # W
+        self.mix_down = Linear(D, USES * c.mix_rank, bias=False)  # W
         self.mix_up = nn.Parameter(torch.empty(USES, c.mix_rank, D).uniform_(-0.01, 0.01))  # V_*
-        self.receptance, self.key, self.value, self.gate, self.out = (nn.Linear(D, D, bias=False) for _ in range(5))
+        self.receptance, self.key, self.value, self.gate, self.out = (Linear(D, D, bias=False) for _ in range(5))
         self.decay = LowRank(D, D, c.decay_rank, squash=nn.Tanh())
         self.bonus = nn.Parameter((1 - torch.arange(D) / max(D - 1, 1)).view(H, -1))  # u
         self.norm = nn.GroupNorm(H, D, eps=c.norm_eps)

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from memseq.contract import Memory, empty
 from memseq.errors import ConfigError
+from memseq.layers.linear import Linear
 from memseq.layers.token_shift import LowRank, shift
 from memseq.ops.channel_decay import channel_chunkwise
 
@@ -79,7 +80,7 @@ class RWKV7Memory(Memory[RWKV7State]):
         place = torch.arange(D) / D
         # r, w, k, v, a, g: later channels look less far back
         self.mixing = nn.Parameter(torch.stack([1 - place**power for power in (0.2, 0.9, 0.7, 0.7, 0.9, 0.2)]))
-        self.receptance, self.key, self.value, self.out = (nn.Linear(D, D, bias=False) for _ in range(4))
+        self.receptance, self.key, self.value, self.out = (Linear(D, D, bias=False) for _ in range(4))
         self.decay = LowRank(D, D, _rank(c.decay_rank, D, 2.5), squash=nn.Tanh())
         self.rate = LowRank(D, D, _rank(c.rate_rank, D, 2.5))
         self.gate = LowRank(D, D, _rank(c.gate_rank, D, 5.0), squash=nn.Sigmoid(), bias=False)
