@@ -27,7 +27,7 @@ def blocks(page: Path) -> list[tuple[int, str]]:
 
 
 # their blocks follow on each other; those of other pages are fragments that speak of a reader's own model and data
-WHOLE = [ROOT / "README.md", ROOT / "docs" / "tutorial.md", ROOT / "docs" / "streams.md"]
+WHOLE = [ROOT / "README.md", ROOT / "docs" / "tutorial.md", ROOT / "docs" / "streams.md", ROOT / "docs" / "retrofit.md"]
 
 
 @pytest.mark.parametrize("page", WHOLE, ids=name)
