@@ -153,6 +153,13 @@ _ROWS = (
         "wang2025memmamba",
         "Mamba-2 that takes notes of tokens and looks into them, its own and those below",
     ),
+    _model(
+        "hmt",
+        "hmt",
+        "HMTConfig",
+        "he2025hmt",
+        "a vector a segment, and before each the one recalled by what it is about; around any backbone",
+    ),
     _model("lamemo", "lamemo", "LaMemoConfig", "ji2022lamemo", "kept tokens look ahead of themselves and are refreshed with every segment"),
     _model(
         "rmt",

@@ -62,7 +62,7 @@ class SegmentModel(LanguageModel[S]):
         while tokens.shape[1] > 0:
             room = self.segment_length - int(state.position.max())
             piece, tokens = tokens.tensor_split([room], dim=1)
-            y, state = self._read_rows(piece, state)
+            y, state = self.read_rows(piece, state)
             h.append(y)
         return h[0] if len(h) == 1 else torch.cat(h, dim=1), state
 
@@ -72,7 +72,7 @@ class SegmentModel(LanguageModel[S]):
     def score(self, h: Float[Tensor, "N D"], targets: Int[Tensor, "N"]) -> Float[Tensor, ""]:
         return self.backbone.score(h, targets)
 
-    def _read_rows(self, tokens: Tensor, state: S) -> tuple[Tensor, S]:
+    def read_rows(self, tokens: Tensor, state: S) -> tuple[Tensor, S]:
         """Rows that begin or end a segment with this piece are read apart from those that do not."""
         kinds = [(at == 0, at + tokens.shape[1] == self.segment_length) for at in state.position.tolist()]
         groups = sorted(set(kinds))
