@@ -86,7 +86,10 @@ def _hub_anatomy(model: Any) -> Anatomy:
     if not lists or not isinstance(embedding, nn.Embedding):
         return Anatomy()
     layers = max(lists, key=len)
-    return Anatomy(layers=tuple(layers), embedding=lambda: embedding.weight)
+    parent = next(module for module in model.modules() if any(child is layers for child in module.children()))
+    following = list(parent.children())[[child is layers for child in parent.children()].index(True) + 1 :][:1]
+    last = [module for module in following if "norm" in type(module).__name__.lower()]  # what reads the last layer
+    return Anatomy(layers=(*layers, *last), embedding=lambda: embedding.weight)
 
 
 def _is_ours(path: Path) -> bool:
