@@ -51,7 +51,7 @@ def delta_recurrent(q: Keys, k: Keys, v: Values, beta: Gates, log_a: Gates, S: M
         return y[0] if len(y) == 1 else torch.cat(y, dim=2), S
 
 
-def delta_chunkwise(q: Keys, k: Keys, v: Values, beta: Gates, log_a: Gates, S: Matrix, *, chunk_size: int = 64) -> tuple[Values, Matrix]:
+def delta_chunkwise(q: Keys, k: Keys, v: Values, beta: Gates, log_a: Gates, S: Matrix, *, chunk_size: int = 32) -> tuple[Values, Matrix]:
     """Equal to `delta_recurrent`, by matrix products within a chunk; the last chunk is as short as what is left.
 
     Differentiable once, by hand: the backward pass keeps the matrix at the start of every chunk and u, and recomputes the rest.
