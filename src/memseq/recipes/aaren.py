@@ -220,12 +220,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="stream,million,vowels,ett,pairs", help="parts to run, in this order")
     parser.add_argument("--vowels", help="folder of JapaneseVowels_TRAIN.ts and _TEST.ts, packed or not; without it the part is left out")
     parser.add_argument("--ett", help="folder of ETTh1.csv, packed or not; without it the part is left out")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each row (default 3; of pairs one fewer)")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each row (default 3)")
+    parser.add_argument("--first-seed", type=int, default=0, help="of them (default 0)")
     parser.add_argument("--steps", type=int, help="of every training, in place of each part's own")
     parser.add_argument("--tokens", type=int, default=1_000_000, help="of the long stream")
     parser.add_argument("--json", help="write the result to this file; rows of other parts that it holds stay")
     given = parser.parse_args(arguments)
     parts, steps = given.only.split(","), {} if given.steps is None else {"steps": given.steps}
+    seeds = range(given.first_seed, given.first_seed + given.seeds)
     table = Table("python -m memseq.recipes.aaren --vowels FOLDER --ett FOLDER", given.json)
     if "stream" in parts:
         for name in MEMORIES:
@@ -234,18 +236,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table.add(part="million", name="aaren", **million(language_model("aaren"), tokens=given.tokens))
     if "vowels" in parts and given.vowels:
         data = japanese_vowels(given.vowels)
-        for seed in range(given.seeds):
+        for seed in seeds:
             for name in MEMORIES:
                 table.add(part="vowels", name=name, seed=seed, **vowels(name, *data, seed=seed, **steps))
     if "ett" in parts and given.ett:
         series = etth1(given.ett, context=CONTEXT)
         for name, errors in without_learning(series).items():
             table.add(part="ett", name=name, mse=errors)
-        for seed in range(given.seeds):
+        for seed in seeds:
             for name in MEMORIES:
                 table.add(part="ett", name=name, seed=seed, **forecast(name, series, seed=seed, **steps))
     if "pairs" in parts:
-        for seed in range(max(1, given.seeds - 1)):
+        for seed in seeds:
             for name in MEMORIES:
                 table.add(part="pairs", name=name, seed=seed, **pairs(name, seed=seed, **steps))
 
