@@ -448,11 +448,18 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StateError, match=r"a\.state \(No space left on device\); the file that was there is as it was: free some space"):
         save_state(made(1, seed=2), path)
+    with pytest.raises(StateError, match=r"b\.state \(No space left on device\); nothing was written"):
+        save_state(made(1, seed=2), tmp_path / "b.state")
     monkeypatch.undo()
     assert same(load_state(path, Model()), made(1, seed=1))
     assert [p.name for p in tmp_path.iterdir()] == ["a.state"]
+
+
+def test_a_state_that_has_no_place_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="No such file or directory"):
+        save_state(made(1), tmp_path / "nowhere" / "a.state")
 
 
 def test_metadata_that_is_no_json_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ Nothing here writes to a tensor that it was given.
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -177,6 +178,8 @@ def save_state(state: State, path: str | os.PathLike[str], *, model: Any = None,
     """Write a state to a safetensors file, beside its place and then renamed, so that a crash leaves no half file.
 
     `model` adds the fingerprint of its config, which `load_state` compares; `metadata` is any JSON value under a name.
+
+    Raises `StateError` where the disk refuses; what was there before is untouched.
     """
     from safetensors.torch import save
 
@@ -187,8 +190,14 @@ def save_state(state: State, path: str | os.PathLike[str], *, model: Any = None,
     try:
         beside.write_bytes(save(leaves, metadata=header))
         os.replace(beside, path)
+    except OSError as error:
+        kept = "the file that was there is as it was" if path.is_file() else "nothing was written"
+        raise StateError(
+            f"the state could not be saved to {path} ({error.strerror or error}); {kept}: free some space, or save it elsewhere"
+        ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def load_state(path: str | os.PathLike[str], model: Any) -> State:
