@@ -1,0 +1,163 @@
+"""Titans' memory against the `NeuralMemory` of the package titans-pytorch, against its own scan form, and against a stream's length.
+
+    pip install titans-pytorch
+    python benchmarks/titans.py --json benchmarks/results/titans.json
+
+The peer is measured in the three ways in which it can be asked for segments of 64 tokens:
+
+    chunk 64                 gates by chunk, all gradients at the sequence's first weights: no recurrence of gradients at all
+    chunk 64, batch 64       gates by chunk, gradients at each chunk's first weights
+    chunk 1, batch 64        gates by token, gradients at each chunk's first weights: the paper's function, and the one computed here
+
+Forward and backward, float32, one thread. The contenders take turns in one process, after a turn to warm up; times are medians of
+processor seconds. Bytes are those of all tensors alive at once on top of the weights.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memseq.memories.titans import TitansConfig
+from memseq.ops.fast_network import mlp
+from memseq.ops.titans import FastState, Gates, titans_chunkwise, titans_scan
+from memseq.recipes.machine import describe
+from memseq.training.live_bytes import LiveBytes
+
+B, T, D, H, L = 4, 1024, 256, 4, 64
+
+
+def ours(depth: int, **options: Any) -> Callable[[], None]:
+    memory, x = (
+        TitansConfig(d_model=D, n_heads=H, segment_length=L, depth=depth, **options).build(),
+        torch.randn(B, T, D, requires_grad=True),
+    )
+    return lambda: memory(x, memory.init_state(B))[0].sum().backward()
+
+
+def peer(depth: int, **options: Any) -> Callable[[], None] | None:
+    try:
+        from titans_pytorch.neural_memory import NeuralMemory
+    except ImportError:
+        return None
+    model = {"depth": depth, "expansion_factor": 4.0}
+    memory, x = (
+        NeuralMemory(dim=D, heads=H, dim_head=D // H, default_model_kwargs=model, **options),
+        torch.randn(B, T, D, requires_grad=True),
+    )
+    return lambda: memory(x)[0].sum().backward()
+
+
+def form(read: Callable, depth: int) -> Callable[[], None]:
+    """One form of the op alone, on four of the streams' heads."""
+    K, n = D // H, 256
+    network = mlp((K, *[4 * K] * (depth - 1), K))
+    weights = tuple((torch.randn(1, H, *layer.shape) * 0.1).requires_grad_() for layer in network.fast)
+    q, k, v = (torch.nn.functional.normalize(torch.randn(1, H, n, K), dim=-1).requires_grad_() for _ in range(3))
+    gates = Gates(torch.full((1, H, n), -0.01), torch.full((1, H, n), -0.5), torch.full((1, H, n), 0.1))
+    state = FastState(weights, tuple(torch.zeros_like(W) for W in weights), weights, torch.zeros(1, dtype=torch.int64))
+    return lambda: read(network, q, k, v, gates, state, segment_length=L, limit=4.0)[0].sum().backward()
+
+
+def in_turns(contenders: dict[str, Callable[[], None]], rounds: int, seconds: float = 20.0) -> dict[str, dict[str, float]]:
+    """Median processor seconds, and peak bytes. What takes longer than `seconds` runs once."""
+    spent: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds + 1):
+        for name, run in contenders.items():
+            if sum(spent[name]) > seconds:
+                continue
+            began = time.process_time()
+            run()
+            spent[name].append(time.process_time() - began)
+    found = {}
+    for name, run in contenders.items():
+        with LiveBytes() as held:
+            run()
+        found[name] = {"seconds": statistics.median(spent[name][1:] or spent[name]), "bytes": held.peak}
+    return found
+
+
+def latency(upto: int, options: dict[str, Any]) -> list[dict[str, float]]:
+    """Milliseconds of a step after more and more tokens of one stream; the tokens between are read in pieces."""
+    memory, rows, seen = TitansConfig(**options).build(), [], 0
+    width, marks = options["d_model"], [n for n in (1_000, 10_000, 100_000, 1_000_000) if n <= upto]
+    with torch.no_grad():
+        state = memory.init_state(1)
+        for mark in marks:
+            while seen < mark:
+                n = min(4_000, mark - seen)
+                state, seen = memory.advance(torch.randn(1, n, width), state), seen + n
+            spent = []
+            for _ in range(2 * options["segment_length"]):
+                x, began = torch.randn(1, width), time.process_time()
+                y, state = memory.step(x, state)
+                spent.append(time.process_time() - began)
+            seen += len(spent)
+            finite = all(bool(W.isfinite().all()) for W in (y, *state.fast.weights, *state.fast.momentum))
+            rows.append({"tokens": mark, "milliseconds": 1e3 * statistics.median(spent), "finite": finite})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the measurements go (default: nowhere)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each contender (default 5)")
+    parser.add_argument("--only", choices=("speed", "forms", "latency"), help="measure this alone, and keep what the file has of the rest")
+    parser.add_argument(
+        "--peer-path", metavar="DIR", help="where titans-pytorch was installed with pip --target, if not in this environment"
+    )
+    parser.add_argument("--slow", action="store_true", help="the peer with gates by token too: minutes")
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    if a.peer_path:
+        sys.path.append(a.peer_path)
+    result: dict[str, Any] = json.loads(a.json.read_text()) if a.json and a.only and a.json.exists() else {}
+    result |= {"machine": describe(), "shape": {"B": B, "T": T, "D": D, "heads": H, "segment": L}}
+    if a.only in (None, "speed"):
+        for depth in (1, 2):
+            contenders: dict[str, Any] = {
+                "memseq": ours(depth),
+                "memseq, normed as the peer": ours(depth, form="normed", step=0.01),
+                "peer, chunk 64": peer(depth, chunk_size=L),
+                "peer, chunk 64, batch 64": peer(depth, chunk_size=L, batch_size=L),
+            }
+            if a.slow and depth == 1:
+                contenders["peer, chunk 1, batch 64"] = peer(depth, chunk_size=1, batch_size=L)
+            rows = in_turns({name: run for name, run in contenders.items() if run}, a.rounds)
+            for name, row in rows.items():
+                row |= {"tokens_per_second": round(B * T / row["seconds"]), "speed of memseq": row["seconds"] / rows["memseq"]["seconds"]}
+                times = f"{row['tokens_per_second']:8} tokens/s, {row['bytes'] / 1e6:5.0f} MB, x {row['speed of memseq']:.2f}"
+                print(f"depth {depth}  {name:30} {times}", flush=True)
+            result[f"depth {depth}"] = rows
+            save(result, a.json)
+    if a.only in (None, "forms"):
+        for depth in (1, 2):
+            rows = in_turns({"dual": form(titans_chunkwise, depth), "scan": form(titans_scan, depth)}, a.rounds)
+            rows["ratio"] = {key: rows["scan"][key] / rows["dual"][key] for key in ("seconds", "bytes")}
+            print(
+                f"depth {depth}  scan / dual: {rows['ratio']['seconds']:.1f} x the time, {rows['ratio']['bytes']:.1f} x the bytes",
+                flush=True,
+            )
+            result[f"forms, depth {depth}"] = rows
+            save(result, a.json)
+    if a.only in (None, "latency"):
+        result["latency"] = latency(100_000, {"d_model": 64, "n_heads": 2, "segment_length": 16})
+        result["latency, small"] = latency(1_000_000, {"d_model": 16, "n_heads": 1, "segment_length": 64, "depth": 1})
+        save(result, a.json)
+
+
+def save(result: dict[str, Any], path: Path | None) -> None:
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
