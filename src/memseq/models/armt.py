@@ -131,10 +131,8 @@ class ARMT(SegmentModel[ARMTState]):
         backbone.check_length(self.inputs)
         if config.mask == "paper" and not backbone.takes_mask:
             raise ConfigError(f"{type(config.backbone).__name__} builds a network that is causal and takes no mask; use mask='causal'")
-        weight = backbone.embedding.weight.detach()
-        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        self.slots = nn.Parameter(weight.std() * torch.randn_like(weight.new_empty(config.n_slots, config.d_model)))
-        self.associations = nn.ModuleList(Association(config).to(weight) for _ in range(backbone.n_layers))
+        self.slots = nn.Parameter(backbone.new_vectors(config.n_slots))
+        self.associations = nn.ModuleList(Association(config).to(self.slots) for _ in range(backbone.n_layers))
 
     @property
     def inputs(self) -> int:

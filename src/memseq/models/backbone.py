@@ -13,6 +13,7 @@ Two kinds: a stack of our memories (`StackBackbone`), and any causal language mo
 
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -87,6 +88,12 @@ class Backbone(nn.Module):
 
     def embed(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         return self.embedding(tokens)
+
+    def new_vectors(self, n: int) -> Float[Tensor, "n D"]:
+        """n vectors to stand among the embeddings and to be learned, in float32 at least: random, of the size of an embedding."""
+        weight = self.embedding.weight.detach()
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        return weight.std() * torch.randn_like(weight.new_empty(n, weight.shape[1]))
 
     def head(self, h: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Logits of the next token."""

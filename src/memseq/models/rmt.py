@@ -95,12 +95,9 @@ class RMT(SegmentModel[RMTState]):
         backbone.check_length(self.inputs)
         if config.mask == "paper" and config.n_slots and not backbone.takes_mask:
             raise ConfigError(f"{type(config.backbone).__name__} builds a network that is causal and takes no mask; use mask='causal'")
-        weight = backbone.embedding.weight.detach()
-        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        size = weight.std()  # of an embedding
-        self.initial = nn.Parameter(size * torch.randn_like(weight.new_empty(config.n_slots, config.d_model)))  # M_0
+        self.initial = nn.Parameter(backbone.new_vectors(config.n_slots))  # M_0
         if config.feed == "normed":
-            self.gain = nn.Parameter(size * torch.ones_like(weight[0]))
+            self.gain = nn.Parameter(backbone.embedding.weight.detach().to(self.initial).std().expand(config.d_model).clone())
 
     @property
     def inputs(self) -> int:

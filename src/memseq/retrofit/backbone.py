@@ -48,6 +48,7 @@ __all__ = ["HuggingFaceBackbone", "HuggingFaceConfig", "Inputs"]
 
 NOT_OF_THE_FUNCTION = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "use_cache")
 
+NEAR = 0.3  # of the size of an embedding: how far new vectors lie from the mean one, so that no two are alike
 TAKE_MASKS = ("sdpa", "eager")  # ways of attention that are given a mask as a tensor
 
 _visit: ContextVar[tuple[Any, Visitor] | None] = ContextVar("visit", default=None)  # whose reading it is, and who comes along
@@ -178,6 +179,12 @@ class HuggingFaceBackbone(Backbone):
             return self._read_inputs(x, cache) if self.shapes is None else self._read_keys(x, cache, mask)
         finally:
             _visit.reset(token)
+
+    def new_vectors(self, n: int) -> Float[Tensor, "n D"]:
+        """Near the mean embedding, which a pretrained network makes little of: random vectors would be words that it takes for text."""
+        weight = self.embedding.weight.detach()
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        return weight.mean(0) + NEAR * weight.std() * torch.randn_like(weight.new_empty(n, weight.shape[1]))
 
     def head(self, h: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         return self.model.get_output_embeddings()(h)

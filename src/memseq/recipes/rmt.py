@@ -1,0 +1,179 @@
+"""RMT's claim: trained on few segments by a curriculum, it remembers over many times as many.
+
+Source: "Scaling Transformer to 1M tokens and beyond with RMT" (Bulatov et al., arXiv:2304.11062). The task is `tasks/recall.py`: four
+symbols of sixteen are shown in the first segment, noise of the same symbols follows, the last segment asks for them. Chance is 1/16.
+
+    python -m memseq.recipes.rmt --json results.json
+
+One backbone for all: two blocks of width 64 with attention inside a segment of 12 tokens; replay through all segments; Adam at 1e-3
+with a linear fall over the last third, batch 32; a curriculum on the number of segments, half of the windows of full length. A row
+ends by processor time.
+
+    rmt, noise      noise on what passes a border while training: the network learns to clean up what it carries
+    rmt             as published
+    armt            a matrix a layer, of more bytes
+    no memory       the same backbone, segment by segment: chance
+
+Rows that the file holds already are kept and not run again, so that a long table can be made in parts.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memseq.memories.segment_attention import SegmentAttentionConfig
+from memseq.models.armt import ARMTConfig
+from memseq.models.rmt import RMTConfig
+from memseq.models.stack import StackConfig
+from memseq.recipes.machine import describe
+from memseq.state import state_bytes
+from memseq.tasks.recall import RecallTask
+from memseq.training.cell import StreamCell
+from memseq.training.curriculum import Curriculum
+from memseq.training.lanes import Segment
+from memseq.training.optim import AdamWConfig, clip_gradients
+from memseq.training.replay import replay_backward
+
+__all__ = ["Contender", "accuracy", "claims", "contenders", "main", "question", "run"]
+
+D, L, SLOTS = 64, 12, 8
+UP_TO_FOUR = Curriculum(stages=(2, 3, 4), least=2, steps=None, mastered=0.98)
+TARGET = {"64 times the trained length": 0.95}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One row: a model and the processor seconds it trains for."""
+
+    name: str
+    model: Any
+    seconds: float = 95.0
+    curriculum: Curriculum = UP_TO_FOUR
+    times: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)  # asked at these multiples of the last stage
+    lr: float = 1e-3
+    batch_size: int = 32
+
+
+def question(n_segments: int) -> RecallTask:
+    return RecallTask(n_segments=n_segments, segment_length=L, n_noise=0)
+
+
+def stack(inputs: int) -> StackConfig:
+    """Two blocks of attention inside segments of `inputs` vectors."""
+    layer = SegmentAttentionConfig(d_model=D, n_heads=4, segment_length=inputs)
+    return StackConfig(vocab_size=question(2).vocab_size, d_model=D, layers=2 * (layer,))
+
+
+def rmt(n_slots: int = SLOTS, **fields: Any) -> RMTConfig:
+    return RMTConfig(backbone=stack(L + 2 * n_slots), n_slots=n_slots, segment_length=L, **fields)
+
+
+def contenders() -> list[Contender]:
+    """Every row of the table."""
+    armt = ARMTConfig(backbone=stack(L + SLOTS), n_slots=SLOTS, segment_length=L, key_size=8)
+    return [
+        Contender(name="rmt, noise 1", model=rmt(noise=1.0)),
+        Contender(name="rmt", model=rmt(), seconds=60.0),
+        Contender(name="armt", model=armt, seconds=60.0),
+        Contender(name="no memory", model=rmt(0), seconds=15.0),
+    ]
+
+
+def run(what: Contender, *, seed: int = 0, asked: int = 256) -> dict[str, Any]:
+    """Train and ask. Seconds are of this process's processor time."""
+    torch.manual_seed(seed)
+    model = what.model.build()
+    cell, optimizer = StreamCell(model), AdamWConfig(lr=what.lr, weight_decay=0.0, betas=(0.9, 0.99)).build(model)
+    curriculum, began, step, mastered = what.curriculum, time.process_time(), 0, []
+    progress = curriculum.begin()
+    while (spent := (time.process_time() - began) / what.seconds) < 1:
+        step += 1
+        task = question(curriculum.n_segments(progress, seed))
+        batch = task.sample(what.batch_size, seed=step + 1_000_000 * seed)
+        optimizer.set_rate(min(1.0, step / 30, max(0.05, (1 - spent) / 0.3)))
+        segments = [Segment(*piece) for piece in batch.segments(L)]
+        replay_backward(cell, segments, model.init_state(what.batch_size), scale=1 / int((batch.labels != -100).sum()))
+        clip_gradients(optimizer.parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        score = accuracy(model, curriculum.stages[progress.stage], rows=128) if step % 50 == 0 else None
+        after = curriculum.after(progress, score)
+        mastered += [step] * (after.stage > progress.stage)
+        progress = after
+    seconds = time.process_time() - began
+    trained = curriculum.stages[progress.stage]
+    return {
+        "name": what.name,
+        "seed": seed,
+        "steps": step,
+        "stages": list(curriculum.stages[: progress.stage + 1]),
+        "stage_mastered_at_step": mastered,
+        "cpu_seconds": round(seconds, 1),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "state_bytes": state_bytes(model.init_state(1)),
+        "trained_on_at_most": trained,
+        "accuracy": {str(n * curriculum.stages[-1]): accuracy(model, n * curriculum.stages[-1], rows=asked) for n in what.times},
+    }
+
+
+@torch.no_grad()
+def accuracy(model: Any, n_segments: int, *, rows: int) -> float:
+    """On test questions over `n_segments` segments, in evaluation mode."""
+    batch, state, training = question(n_segments).sample(rows, seed=n_segments, split="test"), model.init_state(rows), model.training
+    *before, last = batch.segments(L)
+    model.eval()
+    for segment in before:
+        state = model.advance(segment.tokens, state)
+    answers = model(last.tokens, state)[0].argmax(-1)
+    model.train(training)
+    return round(int((answers == last.targets).sum()) / int((last.targets != -100).sum()), 4)
+
+
+def claims(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What was to be reached, and what the worst seed reached."""
+    most = str(64 * UP_TO_FOUR.stages[-1])
+    reached = [row["accuracy"][most] for row in rows if row["name"] == "rmt, noise 1"]
+    value = min(reached, default=0.0)
+    target = TARGET["64 times the trained length"]
+    return {f"{most} segments": {"target": target, "reached": value, "seeds": len(reached), "ok": value >= target}}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Recall over 64 times the trained length.")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each row (default 3)")
+    parser.add_argument("--only", default=None, help="one row, by its name")
+    parser.add_argument("--json", type=Path, help="write the result to this file; rows that it holds are kept")
+    given = parser.parse_args(arguments)
+    rows = json.loads(given.json.read_text())["rows"] if given.json and given.json.is_file() else []
+    there = {(row["name"], row["seed"]) for row in rows}
+    for what in contenders():
+        for seed in range(given.seeds) if given.only in (None, what.name) else ():
+            if (what.name, seed) in there:
+                continue
+            rows.append(run(what, seed=seed))
+            print(json.dumps(rows[-1]), flush=True)  # noqa: T201 (rows appear as they are measured)
+            if given.json:
+                _write(given.json, rows)
+    print(json.dumps(claims(rows), indent=1))  # noqa: T201
+
+
+def _write(file: Path, rows: list[dict[str, Any]]) -> None:
+    """After every row: a run that is cut keeps what it has."""
+    result = {
+        "machine": describe(),
+        "command": "python -m memseq.recipes.rmt",
+        "chance": question(2).chance,
+        "rows": rows,
+        "claims": claims(rows),
+    }
+    file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
