@@ -59,6 +59,10 @@ def _model(stem: str, module: str, config: str, cites: str, about: str) -> Syste
     return System(stem=stem, kind="model", about=about, config=(f"memseq.models.{module}", config), cites=tuple(cites.split()))
 
 
+def _miras(stem: str, config: str, about: str) -> System:
+    return System(stem=stem, kind="memory", about=about, config=("memseq.memories.miras", config), cites=("behrouz2025miras",))
+
+
 _REVIEW = "lipton2015critical"
 _MEMFORMER = "wu2022memformer"
 _ROWS = (
@@ -133,6 +137,15 @@ _ROWS = (
     _memory(
         "stuffed_mamba", "StuffedMambaConfig", "chen2024stuffed", "three repairs of a trained memory whose state collapses on long streams"
     ),
+    _memory(
+        "miras",
+        "MirasConfig",
+        "behrouz2025miras",
+        "a memory by four choices: architecture, what it minimises, what keeps the past, how it steps",
+    ),
+    _miras("moneta", "MonetaConfig", "a network that minimises an l_3 loss while it reads, its weights kept at an l_4 norm"),
+    _miras("yaad", "YaadConfig", "a network that minimises a Huber loss while it reads: outliers are written no harder"),
+    _miras("memora", "MemoraConfig", "a network trained while it reads whose weights are shares, so that none can grow"),
     _model("stack", "stack", "StackConfig", "", "language model of blocks, each of one or more memories and a feedforward"),
     _model("memformer_lm", "memformer", "MemformerLMConfig", _MEMFORMER, "Memformer, causal: blocks that share one memory of slots"),
     _model(

@@ -33,9 +33,13 @@ __all__ = [
     "FastState",
     "Gates",
     "close_segments",
+    "cuts_of",
     "limited",
     "mixtures",
     "move",
+    "one_step",
+    "pieces_of",
+    "precise_inputs",
     "read_mixed",
     "squared_error",
     "surprise",
@@ -160,10 +164,10 @@ def titans_chunkwise(
 
     The outputs have N = T rows, or none without queries: what it takes to get to the state alone.
     """
-    q, k, v, gates = _precise(q, k, v, gates, state)
-    y, cuts = [], _cuts(state.position, k.shape[2], segment_length, chunk_size)
+    q, k, v, gates = precise_inputs(q, k, v, gates, state)
+    y, cuts = [], cuts_of(state.position, k.shape[2], segment_length, chunk_size)
     with unrounded(k):
-        for q_i, k_i, v_i, gates_i in _split(q, k, v, gates, cuts):
+        for q_i, k_i, v_i, gates_i in pieces_of(q, k, v, gates, cuts):
             factors = surprise(network, state.anchor, k_i, v_i, limit=limit)
             mix, momentum = mixtures(gates_i)
             if q_i is not None:
@@ -185,27 +189,33 @@ def titans_recurrent(
     limit: float | None = None,
 ) -> tuple[Float[Tensor, "B H N V"], FastState]:
     """The definition, token by token, with every gradient formed as the weight it is: what the other forms are tested against."""
-    q, k, v, gates = _precise(q, k, v, gates, state)
+    q, k, v, gates = precise_inputs(q, k, v, gates, state)
     y = []
     with unrounded(k):
         for t in range(k.shape[2]):
             now = slice(t, t + 1)
             old = state
             prediction, way = network.kept(k[:, :, now], state.anchor)
-            u = [_formed(f, W) for f, W in zip(network.factors(prediction - v[:, :, now], way, state.anchor), state.weights, strict=True)]
-            if limit is not None:
-                norm = sum(g.flatten(2).square().sum(-1) for g in u).sqrt()
-                u = [g / (1 + (norm / limit) ** 2).sqrt()[(..., *[None] * (g.ndim - 2))] for g in u]
-            weights, momentum = [], []
-            for i, g in enumerate(u):
-                keep, eta, theta = gates.each(lambda z: z[:, :, t][(..., *[None] * (g.ndim - 2))])  # noqa: B023 (called at once)
-                S = -theta * g if eta is None else eta.exp() * state.momentum[i] - theta * g
-                momentum.append(S)
-                weights.append(keep.exp() * state.weights[i] + S)
-            state = state._replace(weights=tuple(weights), momentum=tuple(momentum) if gates.momentum is not None else ())
+            factors = network.factors(prediction - v[:, :, now], way, state.anchor)
+            state = one_step(state, factors, gates.each(lambda z: z[:, :, t]), limit)  # noqa: B023 (called at once)
             y.append(network(q[:, :, now], (old if exclusive else state).weights))
             state = close_segments(state, 1, segment_length)
     return _joined(y, v), state
+
+
+def one_step(state: FastState, factors: Sequence[Factors], gates: Gates, limit: float | None) -> FastState:
+    """One token's step, of gates [B, H], with its gradient formed as the weights it is."""
+    u = [_formed(f, W) for f, W in zip(factors, state.weights, strict=True)]
+    if limit is not None:
+        norm: Any = sum(g.flatten(2).square().sum(-1) for g in u).sqrt()
+        u = [g / (1 + (norm / limit) ** 2).sqrt()[(..., *[None] * (g.ndim - 2))] for g in u]
+    weights, momentum = [], []
+    for i, g in enumerate(u):
+        keep, eta, theta = gates.each(lambda z: z[(..., *[None] * (g.ndim - 2))])  # noqa: B023 (called at once)
+        S = -theta * g if eta is None else eta.exp() * state.momentum[i] - theta * g
+        momentum.append(S)
+        weights.append(keep.exp() * state.weights[i] + S)
+    return state._replace(weights=tuple(weights), momentum=tuple(momentum) if gates.momentum is not None else ())
 
 
 def titans_scan(
@@ -222,10 +232,10 @@ def titans_scan(
     limit: float | None = None,
 ) -> tuple[Float[Tensor, "B H N V"], FastState]:
     """The paper's own parallel form (its section 3.2): the weights of every token, by two associative scans. L |W| numbers a head."""
-    q, k, v, gates = _precise(q, k, v, gates, state)
-    y, cuts = [], _cuts(state.position, k.shape[2], segment_length, chunk_size)
+    q, k, v, gates = precise_inputs(q, k, v, gates, state)
+    y, cuts = [], cuts_of(state.position, k.shape[2], segment_length, chunk_size)
     with unrounded(k):
-        for q_i, k_i, v_i, (keep, eta, theta) in _split(q, k, v, gates, cuts):
+        for q_i, k_i, v_i, (keep, eta, theta) in pieces_of(q, k, v, gates, cuts):
             factors = surprise(network, state.anchor, k_i, v_i, limit=limit)
             weights, momentum = [], []
             for i, layer in enumerate(network.fast):
@@ -251,11 +261,11 @@ def titans_online_linear(
     The errors e_t = k_t W_{t-1} - v_t of a chunk depend on one another linearly: with bars for the mixtures of W_{t-1},
     (I + strictLower(G_bar * K K^T)) e = beta_bar * (K W_0) + f_bar * (K S_0) - V, one triangular system a chunk.
     """
-    q, k, v, gates = _precise(q, k, v, gates, state)
+    q, k, v, gates = precise_inputs(q, k, v, gates, state)
     network = Network(layers=(Linear(inputs=k.shape[3], outputs=v.shape[3]),))
-    y, cuts = [], _cuts(torch.zeros(1), k.shape[2], k.shape[2], chunk_size)
+    y, cuts = [], cuts_of(torch.zeros(1), k.shape[2], k.shape[2], chunk_size)
     with unrounded(k):
-        for q_i, K, V, gates_i in _split(q, k, v, gates, cuts):
+        for q_i, K, V, gates_i in pieces_of(q, k, v, gates, cuts):
             (W,) = state.weights
             mix, momentum = mixtures(gates_i)
             bar = before(mix)
@@ -292,7 +302,7 @@ def _scan(a: Float[Tensor, "B H T ..."], u: Float[Tensor, "B H T ..."], start: T
     return u
 
 
-def _precise(q: Tensor | None, k: Tensor, v: Tensor, gates: Gates, state: FastState) -> tuple[Any, Tensor, Tensor, Gates]:
+def precise_inputs(q: Tensor | None, k: Tensor, v: Tensor, gates: Gates, state: FastState) -> tuple[Any, Tensor, Tensor, Gates]:
     """Everything in the precision of the weights."""
     dtype = state.weights[0].dtype
     if (gates.momentum is None) != (not state.momentum):
@@ -300,7 +310,7 @@ def _precise(q: Tensor | None, k: Tensor, v: Tensor, gates: Gates, state: FastSt
     return None if q is None else q.to(dtype), k.to(dtype), v.to(dtype), gates.each(lambda z: z.to(dtype))
 
 
-def _cuts(position: Tensor, n_tokens: int, segment_length: int, chunk_size: int) -> list[int]:
+def cuts_of(position: Tensor, n_tokens: int, segment_length: int, chunk_size: int) -> list[int]:
     """The lengths of pieces of at most `chunk_size` tokens, none of which crosses the border of any row's segment."""
     position, cuts = position.clone(), []
     while n_tokens:
@@ -309,7 +319,7 @@ def _cuts(position: Tensor, n_tokens: int, segment_length: int, chunk_size: int)
     return cuts
 
 
-def _split(q: Tensor | None, k: Tensor, v: Tensor, gates: Gates, cuts: list[int]) -> Iterator[tuple[Any, Tensor, Tensor, Gates]]:
+def pieces_of(q: Tensor | None, k: Tensor, v: Tensor, gates: Gates, cuts: list[int]) -> Iterator[tuple[Any, Tensor, Tensor, Gates]]:
     """Pieces of all inputs, by one split of each: the gradient of a split is one concatenation, that of a slice a tensor of zeros."""
     pieces: Any = ([None] * len(cuts) if z is None else z.split(cuts, dim=2) for z in (q, k, v, *gates))
     for q_i, k_i, v_i, *gates_i in zip(*pieces, strict=True):
