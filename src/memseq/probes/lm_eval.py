@@ -19,8 +19,8 @@ from memseq.probes.scoring import Continuation, Scorer
 from memseq.tasks.tokenizers import load_tokenizer
 
 try:
-    from lm_eval.api.model import LM
-    from lm_eval.api.registry import register_model
+    from lm_eval.api.model import LM  # ty: ignore[import-not-found]
+    from lm_eval.api.registry import register_model  # ty: ignore[import-not-found]
 except ModuleNotFoundError:
     raise MissingExtraError("lm_eval", extra="eval") from None
 

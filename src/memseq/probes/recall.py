@@ -85,7 +85,7 @@ class RecallProbe(Probe):
             "accuracy": table("accuracy"),
             "bits": table("bits"),
             "chance": rows[0]["chance"],
-            "asked": rows[0]["cells"][0]["asked"],
+            "asked": [row["cells"][0]["asked"] for row in rows],  # questions behind each number of a row
         }
 
     def says(self, result: Mapping[str, Any]) -> list[dict[str, Any]]:

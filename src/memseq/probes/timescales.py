@@ -132,7 +132,8 @@ class TimescalesProbe(Probe):
         slowest = max(result["kinds"].items(), key=lambda item: item[1].get("median") or 0.0)
         value = slowest[1].get("median")
         answer = "nothing that moves was found" if value is None else f"{value:.3g} tokens, the median of {slowest[0]}"
-        answer += " (the most that is fitted)" if value is not None and value >= 0.99 * LONGEST else ""
+        if value is not None and value >= 0.99 * LONGEST:
+            answer = f"{LONGEST:.0f} tokens or more, the median of {slowest[0]}"
         return [say("What is the slowest timescale inside it?", answer, value)]
 
 

@@ -52,9 +52,10 @@ def recall(measured: Measured) -> str:
             width=640 if len(measured) == 1 else NARROW,
             tip=lambda n, d, a: f"{short(n)} pairs, {short(d)} tokens later: {a:.1%} right",
         )
-        drawn.append(
-            figure(plot, f"Share of right answers. Guessing gives {chance:.1%} and has no colour.", title=title_of(measured, name))
-        )
+        luck = [(chance * (1 - chance) / n) ** 0.5 for n in found["asked"]]
+        caption = f"Share of right answers. Guessing gives {chance:.1%}, which has no colour, give or take {luck[0]:.0%} in the first row"
+        caption += f" ({found['asked'][0]} questions a number) and {luck[-1]:.0%} in the last ({found['asked'][-1]})."
+        drawn.append(figure(plot, caption, title=title_of(measured, name)))
     return beside(drawn)
 
 
