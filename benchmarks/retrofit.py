@@ -9,18 +9,19 @@ One LlamaForCausalLM is all sides' backbone: alone with the cache `generate` use
               again from the same kept state, its first token (which reads the memory) and its last (which writes it) included.
 2. kv_cache   beside the backbone's own cache at several lengths of context, filled as in `inference.py`; sides take turns.
 
-Times are of single tokens in milliseconds, batch 1: the median, and for RMT and ARMT the mean over a segment too, since its last
-token costs more. Ratios are of the mean. The weights are random: time and bytes do not depend on them. Needs `pip install 'memseq[hf]'`.
+Times are of single tokens in milliseconds of processor time (other programs may use the cores), batch 1: the median, and for RMT and
+ARMT the mean over a segment too, since its last token costs more. Ratios are of the mean. The weights are random: time and bytes do not depend on them. Needs `pip install 'memseq[hf]'`.
 """
 
 import argparse
 import json
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from inference import VOCAB, LlamaSide, MemformerSide, cache_bytes, check_fill, filled, measure, read, tokens
+from inference import VOCAB, LlamaSide, MemformerSide, cache_bytes, check_fill, filled, read, tokens
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from memseq.recipes.machine import describe
@@ -43,6 +44,20 @@ def backbone(depth: int, width: int) -> LlamaForCausalLM:
         attn_implementation="sdpa",
     )
     return LlamaForCausalLM(config).eval()
+
+
+def measure(sides: dict[str, Any], rounds: int, steps: int) -> dict[str, list[float]]:
+    """Milliseconds of single tokens; the sides take turns, and which begins changes from round to round."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(-1, rounds):  # the first turn is not counted: it allocates
+        order = list(sides)[turn % len(sides) :] + list(sides)[: turn % len(sides)]
+        for name in order:
+            sides[name].rewind()
+            for token in tokens(2 if turn < 0 else steps, seed=1)[0].split(1):
+                start = time.process_time()
+                sides[name](token)
+                times[name] += [1000 * (time.process_time() - start)] * (turn >= 0)
+    return times
 
 
 def told(times: list[float]) -> dict[str, float]:
