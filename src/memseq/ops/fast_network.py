@@ -85,9 +85,14 @@ class Linear:
         """sum_j weight_j X_j^T g_j"""
         return (of.inputs * weight[..., None]).mT @ of.errors
 
+    def moved(self, W: Tensor, S: Tensor | None, of: Factors, end: Mixture, carried: Mixture | None) -> tuple[Tensor, Tensor | None]:
+        """W_L and S_L, from the rows of their mixtures at the chunk's end."""
+        S_row = (None, None) if carried is None else (carried.weights, carried.surprise)
+        return _Moved.apply(W, S, of.inputs, of.errors, end.weights, end.momentum, end.surprise, *S_row)
+
     def squared(self, of: Factors) -> Float[Tensor, "... T"]:
         """The squared norm of each token's gradient."""
-        return of.inputs.square().sum(-1) * of.errors.square().sum(-1)
+        return (torch.linalg.vector_norm(of.inputs, dim=-1) * torch.linalg.vector_norm(of.errors, dim=-1)).square()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +125,12 @@ class Norm:
 
     def summed(self, of: Factors, weight: Float[Tensor, "... E"]) -> Tensor:
         return (weight[..., None, :] @ (of.inputs * of.errors))[..., 0, :]
+
+    def moved(self, W: Tensor, S: Tensor | None, of: Factors, end: Mixture, carried: Mixture | None) -> tuple[Tensor, Tensor | None]:
+        W_end = end.weights[..., None] * W - self.summed(of, end.surprise)
+        if S is None or end.momentum is None or carried is None:
+            return W_end, None
+        return W_end + end.momentum[..., None] * S, carried.weights[..., None] * S - self.summed(of, carried.surprise)
 
     def squared(self, of: Factors) -> Float[Tensor, "... T"]:
         return (of.inputs * of.errors).square().sum(-1)
@@ -263,6 +274,42 @@ class _MixedProduct(torch.autograd.Function):
         d_scores = d_P.mul_(G).neg_()
         d_X.flatten(0, -3).baddbmm_(d_scores.flatten(0, -3), Y.flatten(0, -3))
         return d_X, d_W, d_S, d_scores.mT @ X, d_g, d_beta, d_f, d_G
+
+
+class _Moved(torch.autograd.Function):
+    """beta W + f S - (X * G)^T g, and m S - (X * A)^T g, with the sums made in place."""
+
+    @staticmethod
+    def forward(ctx: Any, W, S, X, g, beta, f, G, m, A) -> tuple[Tensor, Tensor | None]:
+        ctx.save_for_backward(W, S, X, g, beta, f, G, m, A)
+        W_end = W * beta[..., None, None]
+        if S is None:
+            return _less(W_end, X * G[..., None], g), None
+        W_end.addcmul_(S, f[..., None, None])
+        return _less(W_end, X * G[..., None], g), _less(S * m[..., None, None], X * A[..., None], g)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_W_end: Tensor, d_S_end: Tensor | None) -> tuple[Tensor | None, ...]:
+        W, S, X, g, beta, f, G, m, A = ctx.saved_tensors
+        d_U = g @ d_W_end.mT  # of (X * G), less a sign
+        d_G, d_beta = -(d_U * X).sum(-1), (d_W_end * W).sum((-1, -2))
+        d_g = (X * G[..., None]) @ d_W_end
+        d_X = d_U.mul_(G[..., None])
+        d_W = d_W_end * beta[..., None, None]
+        if S is None:
+            return d_W, None, d_X.neg_(), d_g.neg_(), d_beta, None, d_G, None, None
+        d_U = g @ d_S_end.mT
+        d_A, d_f, d_m = -(d_U * X).sum(-1), (d_W_end * S).sum((-1, -2)), (d_S_end * S).sum((-1, -2))
+        d_g.flatten(0, -3).baddbmm_((X * A[..., None]).flatten(0, -3), d_S_end.flatten(0, -3))
+        d_X.addcmul_(d_U, A[..., None])
+        d_S = (d_W_end * f[..., None, None]).addcmul_(d_S_end, m[..., None, None])
+        return d_W, d_S, d_X.neg_(), d_g.neg_(), d_beta, d_f, d_G, d_m, d_A
+
+
+def _less(W: Tensor, X: Tensor, g: Tensor) -> Tensor:
+    W.flatten(0, -3).baddbmm_(X.mT.flatten(0, -3), g.flatten(0, -3), alpha=-1)
+    return W
 
 
 class _Slope(torch.autograd.Function):

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memseq.errors import ConfigError
-from memseq.ops.fast_network import Factors, Fast, Linear, Mixture, Network
+from memseq.ops.fast_network import Factors, Linear, Mixture, Network
 from memseq.ops.precision import unrounded
 
 __all__ = [
@@ -121,17 +121,9 @@ def read_mixed(network: Network, q: Keys, state: FastState, factors: Sequence[Fa
 def move(network: Network, state: FastState, factors: Sequence[Factors], end: Mixture, momentum: Mixture | None) -> FastState:
     """W_L and S_L from the last rows of their mixtures."""
     carry = state.momentum or [None] * len(factors)
-    ends = [_mixed(*each, end) for each in zip(network.fast, state.weights, carry, factors, strict=True)]
-    if momentum is None:
-        return state._replace(weights=tuple(ends))
-    moved = [_mixed(layer, S, None, of, momentum) for layer, S, of in zip(network.fast, state.momentum, factors, strict=True)]
-    return state._replace(weights=tuple(ends), momentum=tuple(moved))
-
-
-def _mixed(layer: Fast, W: Tensor, S: Tensor | None, of: Factors, mix: Mixture) -> Tensor:
-    over = (..., *[None] * len(layer.shape))
-    end = mix.weights[over] * W - layer.summed(of, mix.surprise)
-    return end if S is None or mix.momentum is None else end + mix.momentum[over] * S
+    ends = [layer.moved(W, S, of, end, momentum) for layer, W, S, of in zip(network.fast, state.weights, carry, factors, strict=True)]
+    weights, carried = zip(*ends, strict=True)
+    return state._replace(weights=weights, momentum=carried if state.momentum else ())
 
 
 def close_segments(state: FastState, read: int, segment_length: int) -> FastState:
