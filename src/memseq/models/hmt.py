@@ -30,7 +30,7 @@ from memseq.layers.linear import Linear
 from memseq.layers.phases import by_phase
 from memseq.memories.segment_attention import SegmentAttentionConfig
 from memseq.models.backbone import Backbone, build_backbone
-from memseq.models.segments import SegmentModel
+from memseq.models.segments import SegmentModel, as_large_as
 from memseq.models.stack import StackConfig
 from memseq.state import State
 
@@ -89,7 +89,8 @@ class HMTConfig:
     @classmethod
     def around(cls, backbone: Any, **settings: Any) -> "HMTConfig":
         """What suits a pretrained network: recalled vectors as large as its embeddings."""
-        return cls(backbone=backbone, **{"feed": "normed", **settings})
+        suited: dict[str, Any] = {"feed": "normed"}
+        return cls(backbone=backbone, **suited | settings)
 
     def build(self, backbone: Backbone | None = None) -> "HMT":
         """The model, around `backbone` where one is given (it is not copied)."""
@@ -219,6 +220,4 @@ class HMT(SegmentModel[HMTState]):
 
     def _fed(self, memory: Tensor) -> Tensor:
         """A vector as it stands among embeddings."""
-        if self.config.feed == "raw":
-            return memory
-        return self.gain * memory * (memory.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+        return memory if self.config.feed == "raw" else as_large_as(self.gain, memory)

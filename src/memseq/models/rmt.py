@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from memseq.errors import ConfigError
 from memseq.memories.segment_attention import SegmentAttentionConfig
 from memseq.models.backbone import Backbone, build_backbone
-from memseq.models.segments import SegmentModel, check_segments
+from memseq.models.segments import SegmentModel, as_large_as, check_segments
 from memseq.models.stack import StackConfig
 from memseq.state import State
 
@@ -133,9 +133,7 @@ class RMT(SegmentModel[RMTState]):
 
     def _fed(self, memory: Tensor) -> Tensor:
         """The memory as it stands among embeddings."""
-        if self.config.feed == "raw":
-            return memory
-        return self.gain * memory * (memory.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+        return memory if self.config.feed == "raw" else as_large_as(self.gain, memory)
 
     def _mask(self, position: int, n: int, opens: bool, closes: bool, device: torch.device) -> Bool[Tensor, "n S"] | None:
         """Causal, but a copy of the memory sees the whole of itself; None where that is no difference. Such rows are at one position."""

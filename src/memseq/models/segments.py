@@ -16,11 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from memseq.errors import ConfigError
+from memseq.layers.phases import by_phase
 from memseq.models.backbone import Backbone
 from memseq.models.language_model import LanguageModel
-from memseq.state import select, stack
 
-__all__ = ["SegmentModel", "check_segments"]
+__all__ = ["SegmentModel", "as_large_as", "check_segments"]
 
 
 @runtime_checkable
@@ -40,6 +40,11 @@ def check_segments(config: Any) -> None:
         raise ConfigError(f"segment_length must be at least 1, got {config.segment_length}")
     if config.n_slots < 0:
         raise ConfigError(f"n_slots must be 0 (no memory) or more, got {config.n_slots}")
+
+
+def as_large_as(gain: Float[Tensor, "D"], memory: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+    """What left a network's last norm, as large as the gain says: at the start as an embedding, among which it is fed."""
+    return gain * memory * (memory.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
 
 
 class SegmentModel(LanguageModel[S]):
@@ -74,14 +79,10 @@ class SegmentModel(LanguageModel[S]):
 
     def read_rows(self, tokens: Tensor, state: S) -> tuple[Tensor, S]:
         """Rows that begin or end a segment with this piece are read apart from those that do not."""
-        kinds = [(at == 0, at + tokens.shape[1] == self.segment_length) for at in state.position.tolist()]
-        groups = sorted(set(kinds))
-        if len(groups) == 1:
-            return self.read_piece(tokens, state, opens=groups[0][0], closes=groups[0][1])
-        read, order = [], []
-        for opens, closes in groups:
-            rows = [i for i, kind in enumerate(kinds) if kind == (opens, closes)]
-            read.append(self.read_piece(tokens[rows], select(state, rows), opens=opens, closes=closes))
-            order += rows
-        back = torch.tensor(order).argsort()
-        return torch.cat([y for y, _ in read])[back], select(stack([after for _, after in read]), back)
+
+        def read(piece: Tensor, rows: S) -> tuple[Tensor, S]:
+            at = int(rows.position[0])
+            return self.read_piece(piece, rows, opens=at == 0, closes=at + piece.shape[1] == self.segment_length)
+
+        opens, closes = state.position == 0, state.position + tokens.shape[1] == self.segment_length
+        return by_phase(read, tokens, state, opens + 2 * closes)

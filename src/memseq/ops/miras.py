@@ -272,15 +272,16 @@ def _read_formed(
     network: Network, primal: Callable[[Tensor], Tensor], q: Keys, state: FastState, factors: Sequence[Factors], mix: Mixture
 ) -> Values:
     """With the weights of every token formed."""
-    carry = state.momentum or [None] * len(factors)
+    carry: Sequence[Tensor | None] = state.momentum or [None] * len(factors)
 
     def product(i: int, layer: Fast, X: Tensor) -> Tensor:
         if not isinstance(layer, Linear):
             return layer.mixed(X[..., 0, :], state.weights[i], carry[i], factors[i], mix)[..., None, :]
         A = mix.weights[..., None, None] * state.weights[i][:, :, None]
         A = A - (mix.surprise[..., None] * factors[i].inputs[:, :, None]).mT @ factors[i].errors[:, :, None]
-        if carry[i] is not None and mix.momentum is not None:
-            A = A + mix.momentum[..., None, None] * carry[i][:, :, None]
+        S = carry[i]
+        if S is not None and mix.momentum is not None:
+            A = A + mix.momentum[..., None, None] * S[:, :, None]
         return X @ primal(A)
 
     return network.run(q[..., None, :], product)[..., 0, :]
