@@ -136,6 +136,33 @@ def test_a_model_reads_no_further_than_its_positions(models):
         models[gpt2](tokens(1, 33), state)
 
 
+@pytest.mark.parametrize("build", [gpt2, llama, mistral], ids=lambda build: build.__name__)
+@torch.no_grad()
+def test_heads_are_shown_and_silenced(build, models):
+    from memseq.recipes.probe_subject import hub_anatomy
+
+    model, given = models[build], tokens(2, 4)
+    attention = hub_anatomy(model).attention
+    assert attention.heads == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    torch.testing.assert_close(attention.weights(given).sum(-1), torch.ones(4, 2))
+    whole, after = model(given, model.init_state(2))
+    out = attention.projections[1]
+    with attention.silenced([(1, 0), (1, 1)]):
+        without, _ = model(given, model.init_state(2))
+    kept = out.weight.clone()
+    out.weight.zero_()
+    torch.testing.assert_close(model(given, model.init_state(2))[0], without)
+    out.weight.copy_(kept)
+    assert torch.equal(model(given, model.init_state(2))[0], whole)
+    assert not torch.equal(whole, without)
+
+
+def test_models_that_show_no_heads_have_none(models):
+    from memseq.recipes.probe_subject import hub_anatomy
+
+    assert hub_anatomy(models[mamba2]).attention is None
+
+
 def test_what_is_no_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
     with pytest.raises(CheckpointError, match="no causal language model that transformers knows"):

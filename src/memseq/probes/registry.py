@@ -20,6 +20,7 @@ PROBES = {  # name -> module and class, in the order of the report
     "slots": "slots.SlotsProbe",
     "timescales": "timescales.TimescalesProbe",
     "fidelity": "fidelity.FidelityProbe",
+    "retrieval_heads": "retrieval_heads.RetrievalHeadsProbe",
     "cost": "cost.CostProbe",
 }
 

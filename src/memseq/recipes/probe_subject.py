@@ -18,11 +18,12 @@ from memseq.models.stack import Block
 from memseq.pretrained import load_pretrained, read_config
 from memseq.probes import Anatomy, Subject
 from memseq.recipes.evaluate_text import first_tokens
+from memseq.recipes.probe_attention import attention_of, hub_attention
 from memseq.recipes.train_text import held_out
 from memseq.tasks.text import Text, open_text, stdlib
 from memseq.tasks.tokenizers import Tokenizer, load_tokenizer
 
-__all__ = ["anatomy_of", "subject_of"]
+__all__ = ["anatomy_of", "hub_anatomy", "subject_of"]
 
 HORIZON = 8  # segments that gradients reach back, where the command of a run does not say
 
@@ -52,7 +53,7 @@ def subject_of(
             raise CheckpointError(
                 f"the tokenizer of {path} makes token {beyond} and its model knows {model.vocab_size}; they do not belong"
             )
-    anatomy = anatomy_of(model) if ours else _hub_anatomy(model)
+    anatomy = anatomy_of(model) if ours else hub_anatomy(model)
     return Subject(
         name=path.resolve().name,
         model=model,
@@ -76,10 +77,11 @@ def anatomy_of(model: nn.Module) -> Anatomy:
         embedding=None if embedding is None else (lambda: embedding.weight),
         readers=tuple(module for module in model.modules() if isinstance(module, SlotReader)) if blocks else (),
         writers=tuple(module for module in model.modules() if isinstance(module, SlotWriter)) if blocks else (),
+        attention=attention_of(model) if blocks else None,
     )
 
 
-def _hub_anatomy(model: Any) -> Anatomy:
+def hub_anatomy(model: Any) -> Anatomy:
     """The blocks of a model of transformers: the longest list of modules of one class."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len({type(m) for m in module}) == 1]
     embedding = model.wrapped.get_input_embeddings()
@@ -89,7 +91,7 @@ def _hub_anatomy(model: Any) -> Anatomy:
     parent = next(module for module in model.modules() if any(child is layers for child in module.children()))
     following = list(parent.children())[[child is layers for child in parent.children()].index(True) + 1 :][:1]
     last = [module for module in following if "norm" in type(module).__name__.lower()]  # what reads the last layer
-    return Anatomy(layers=(*layers, *last), embedding=lambda: embedding.weight)
+    return Anatomy(layers=(*layers, *last), embedding=lambda: embedding.weight, attention=hub_attention(model, list(layers)))
 
 
 def _is_ours(path: Path) -> bool:

@@ -238,6 +238,30 @@ def fidelity(measured: Measured) -> str:
     )
 
 
+def retrieval_heads(measured: Measured) -> str:
+    drawn = []
+    for _, name, found in measured:
+        layers = sorted({head["layer"] for head in found["heads"]})
+        heads = sorted({head["head"] for head in found["heads"]})
+        at = {(head["layer"], head["head"]): head["score"] for head in found["heads"]}
+        plot = heat(
+            [layer + 1 for layer in layers],
+            [head + 1 for head in heads],
+            [[at.get((layer, head)) for head in heads] for layer in layers],
+            down_label="layer",
+            across_label="head",
+            low=0.0,
+            high=1.0,
+            spell=share,
+            width=640 if len(measured) == 1 else NARROW,
+            tip=lambda layer, head, s: f"layer {layer}, head {head}: looks most at the answer in {s:.1%} of the trials",
+        )
+        drawn.append(
+            figure(plot, "Share of right answers for which a head looks most at the place of the answer.", title=title_of(measured, name))
+        )
+    return beside(drawn)
+
+
 def cost(measured: Measured) -> str:
     held = [
         Line(name=name, x=[r["length"] for r in found["rows"]], y=[r["state_bytes"] for r in found["rows"]], colour=i, unit=" bytes")
@@ -303,5 +327,6 @@ SECTIONS: dict[str, tuple[str, Callable[[Measured], str]]] = {
     "slots": ("What the slots hold", slots),
     "timescales": ("Timescales", timescales),
     "fidelity": ("Fidelity", fidelity),
+    "retrieval_heads": ("Retrieval heads", retrieval_heads),
     "cost": ("Cost of a stream", cost),
 }
