@@ -5,7 +5,8 @@
 1. beside    each pair computes the same function of the same float32 numbers (checked before timing), in one process, turn by turn:
              the gated delta rule by chunks and one token of it, Mamba-2's scan, a whole Mamba-2 mixer and a whole Gated DeltaNet
              layer with equal weights. transformers is timed with the chunk size it chooses, ours with its own default.
-2. flat      processor time per token of one call, forward and backward, over streams of 1,024 to 262,144 tokens.
+2. flat      processor time per token over streams of 1,024 to 262,144 tokens: in one call, forward and backward, where new memory must be
+             had for every token (the kernel's time counts too); and forward in pieces, as a stream is read.
 3. memory    peak bytes of all tensors alive in forward and backward of a layer per token, at several lengths; and of memory
              replay over more and more segments of one length.
 
@@ -65,7 +66,7 @@ def delta_pair(B: int, T: int, H: int, K: int) -> Pair:
     theirs = torch_recurrent_gated_delta_rule if T == 1 else torch_chunk_gated_delta_rule
 
     def ours() -> tuple[Tensor, Tensor]:
-        y, end = delta_chunkwise(*(z.transpose(1, 2) for z in (q * K**-0.5, k, v, beta, g)), S, chunk_size=32)
+        y, end = delta_chunkwise(*(z.transpose(1, 2) for z in (q * K**-0.5, k, v, beta, g)), S)
         return y.transpose(1, 2), end
 
     return ours, lambda: theirs(q, k, v, g, beta, initial_state=S, output_final_state=True), (q, k, v, g, beta, S)
@@ -156,8 +157,8 @@ def beside(name: str, pair: Pair, n_tokens: int, rounds: int, *, backward: bool)
 
 
 def flat(lengths: list[int], H: int, K: int, rounds: int) -> list[dict[str, Any]]:
-    """Microseconds a token of one call over the whole length, forward and backward; batch 1."""
-    rows = []
+    """Microseconds a token: forward and backward in one call over the whole length, and forward alone in pieces of 1,024; batch 1."""
+    rows, (piece, _, _) = [], delta_pair(1, 1024, H, K)
     for T in lengths:
         ours, _, leaves = delta_pair(1, T, H, K)
 
@@ -168,7 +169,16 @@ def flat(lengths: list[int], H: int, K: int, rounds: int) -> list[dict[str, Any]
 
         run()
         spent = statistics.median(seconds(run) for _ in range(max(1, min(rounds, 2**17 // T))))
-        rows.append({"tokens": T, "microseconds_per_token": round(1e6 * spent / T, 2)})
+        with torch.no_grad():
+            piece()
+            streamed = seconds(lambda T=T: [piece() for _ in range(T // 1024)])
+        rows.append(
+            {
+                "tokens": T,
+                "one_call_forward_and_backward_us_per_token": round(1e6 * spent / T, 2),
+                "in_pieces_forward_us_per_token": round(1e6 * streamed / T, 2),
+            }
+        )
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
