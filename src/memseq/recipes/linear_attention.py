@@ -7,8 +7,9 @@ arXiv:2406.06484; Gated DeltaNet, arXiv:2412.06464): at equal state it recalls p
 
 Two blocks of width 64 with a matrix of 2,048 numbers a layer (Mamba-2 also with four times that), the same batches in every row:
 first 4 pairs in 32 tokens, then 8 in 64, then 16 in 128, over a vocabulary of 256; without the easy stages nothing is learned in as
-many steps. Asked for 8, 16 and 32 pairs in 128 tokens. Chance is 1/128, guessing among what was shown 1/8, 1/16 and 1/32. RetNet and linear attention have no short convolution, as published; the row "retnet, convolution" is
-RetNet with the convolution and SiLU that the delta rules have, so that what differs is the rule.
+many steps. Asked for 8, 16 and 32 pairs in 128 tokens. Chance is 1/128, guessing among what was shown 1/8, 1/16 and 1/32. RetNet and
+linear attention have no short convolution, as published; the row "retnet, convolution" is RetNet with the convolution and SiLU that
+the delta rules have, so that what differs is the rule.
 """
 
 import argparse
