@@ -1,6 +1,6 @@
 """Mixture of memories against its backend: what E memories cost of which a token uses k, and one that all share.
 
-    python benchmarks/mom.py --json benchmarks/results/mom.json
+    python benchmarks/mom.py --json benchmarks/results/mom_cost.json
 
 Layers of Gated DeltaNet and of MoM around the same rule, one width, heads and sizes of keys and values. k memories and the shared one do
 (k + 1) times the backend's work, less what all share (queries, gate, norm, output), and the sorting: to stay below (k + 1) x 1.2.

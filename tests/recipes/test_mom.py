@@ -19,8 +19,8 @@ def numbers(config):
 def test_states_are_compared_as_it_is_said():
     wanted = {what.name: what for what in contenders()}
     activated, total = numbers(wanted["mqar, mom"].memory)
-    assert numbers(wanted["mqar, gated_deltanet, activated"].memory)[0] == activated == 256
-    assert numbers(wanted["mqar, gated_deltanet, total"].memory)[1] == total == 512
+    assert numbers(wanted["mqar, gated_deltanet, activated"].memory)[0] == activated == 1024
+    assert numbers(wanted["mqar, gated_deltanet, total"].memory)[1] == total == 2048
     assert wanted["single, mom"].memory == wanted["interleaved, mom"].memory
     assert wanted["single, mom"].task.vocab_size == wanted["interleaved, mom"].task.vocab_size
     assert wanted["interleaved, mom, balance 0"].memory.balance == 0
