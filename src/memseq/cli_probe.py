@@ -19,7 +19,8 @@ class Probe:
         Positional[Path], words("a directory that `memseq train` wrote, or a causal language model of transformers", "CHECKPOINT")
     ]
     tasks: Annotated[
-        Positional[tuple[str, ...]], words("probes, or task:NAME for what the model was trained on (default: all probes)", "TASK")
+        Positional[tuple[str, ...]],
+        words("recall, capacity, copying, ... or task:NAME for what the model was trained on (default: all probes)", "TASK"),
     ] = ()
     text: Annotated[tuple[str, ...], words("text to read (default: what was held out when the model was trained)", "FILE")] = ()
     length: Annotated[int, words("how far back to ask, in tokens (default 4096; half a minute for a tiny model)", "N")] = 4096

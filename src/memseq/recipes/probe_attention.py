@@ -22,7 +22,8 @@ class OurAttention:
     """The layers of full or windowed attention of a stack."""
 
     def __init__(self, model: Any, memories: Sequence[nn.Module]) -> None:
-        self.model, self.memories = model, list(memories)
+        self.model = model
+        self.memories: list[Any] = list(memories)
         self.heads = [(layer, head) for layer, memory in enumerate(self.memories) for head in range(memory.heads.n_heads)]
 
     def weights(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "N B T"]:
