@@ -6,6 +6,7 @@ one backward, which any engine can drive; plain back-propagation holds every act
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -47,9 +48,10 @@ class Replay:
 
     def bind(self, module: nn.Module) -> Run:
         sync = sync_of(module)  # once: it hooks into the module
+        agree = partial(distributed.all_well, device=next(module.parameters()).device) if distributed.world() > 1 else None
 
         def run(segments: Sequence[Segment], state: State, scale: float) -> tuple[Tensor, State]:
-            replayed = replay_backward(module, segments, state, scale=scale, schedule=self.schedule, sync=sync)
+            replayed = replay_backward(module, segments, state, scale=scale, schedule=self.schedule, sync=sync, agree=agree)
             return replayed.loss, replayed.state
 
         return run

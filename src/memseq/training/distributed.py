@@ -21,7 +21,7 @@ from torch import distributed as dist
 from memseq.contract import Memory
 from memseq.errors import ConfigError
 
-__all__ = ["FullyShard", "OneProcess", "ReplicateData", "Strategy", "all_sum", "process_group", "rank", "world"]
+__all__ = ["FullyShard", "OneProcess", "ReplicateData", "Strategy", "all_sum", "all_well", "process_group", "rank", "world"]
 
 
 def world() -> int:
@@ -47,6 +47,11 @@ def all_sum(values: Sequence[float], device: torch.device | str = "cpu") -> list
     total = torch.tensor(values, dtype=torch.float64, device=where)
     dist.all_reduce(total)
     return total.tolist()
+
+
+def all_well(well: bool, device: torch.device | str = "cpu") -> bool:
+    """Whether every process is well: those that wait for each other's gradients must stop together."""
+    return all_sum([not well], device)[0] == 0
 
 
 @contextmanager

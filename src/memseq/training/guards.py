@@ -1,12 +1,16 @@
 """What would make a replay wrong without a word, found and named: states that are not finite, replays that differ."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from memseq.errors import InputError, StateError, TrainingError
 from memseq.state import State, leaf_names, tensors
 
-__all__ = ["Finite", "check_loss", "check_start", "compare", "differentiable", "sum_losses"]
+__all__ = ["Agree", "Finite", "check_loss", "check_start", "compare", "differentiable", "sum_losses"]
+
+Agree = Callable[[bool], bool]  # "I am well" of one process -> whether all of them are
 
 
 def differentiable(t: Tensor) -> bool:
@@ -76,10 +80,19 @@ class Finite:
         if flags:
             self.flags[t] = torch.stack([f.to(flags[-1].device) for f in flags]).all()
 
-    def check(self, total: int) -> None:
-        """Raise `TrainingError` that names the first segment after which something was not finite."""
+    def check(self, total: int, agree: Agree | None = None) -> None:
+        """Raise `TrainingError` that names the first segment after which something was not finite.
+
+        Where processes average their gradients, one that stops here would leave the others waiting: `agree` says whether all are well.
+        """
         flags = torch.stack(list(self.flags.values())) if self.flags else torch.ones(1, dtype=torch.bool)
-        if not bool(flags.all()):
+        well = bool(flags.all())
+        if agree is not None and not agree(well) and well:
+            raise TrainingError(
+                "another process's window left a state or a loss that is not finite; no gradient was touched, here or there: all skip this"
+                " window together"
+            )
+        if not well:
             t = list(self.flags)[int((~flags).nonzero()[0])]
             raise TrainingError(
                 f"segment {t} of {total} left a state or a loss that is not finite; no gradient was touched. Skip this window, start"

@@ -274,9 +274,15 @@ class _Loop:
         self.optimizers.zero_grad()
         # engines average over processes, so each process's share is divided by the mean count, not by its own
         scale = distributed.world() / max(1, tokens)
-        with autocast(self.device, self.dtype):
-            loss, state = self.backward([segment.to(self.device) for segment in window], self.state, scale)
-        nats = all_sum([float(loss)], self.device)[0]
+        loss, state, failed = math.nan, self.state, None
+        try:
+            with autocast(self.device, self.dtype):
+                loss, state = self.backward([segment.to(self.device) for segment in window], self.state, scale)
+        except TrainingError as error:
+            failed = error
+        nats, failures = all_sum([float(loss), failed is not None], self.device)  # all stop together, or none
+        if failures:
+            raise failed or TrainingError("another process could not use its window; its own message says why")
         if not math.isfinite(nats):
             raise TrainingError(f"the loss is {nats}")
         for p in self.optimizers.parameters:  # engines disagree on None; decay must not depend on the engine

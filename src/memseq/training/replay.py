@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from memseq.errors import InputError, StateError
 from memseq.state import State, detach, leaf_names, map_state, tensors
 from memseq.training.cell import Cell, Segments
-from memseq.training.guards import Finite, check_loss, check_start, compare, differentiable, sum_losses
+from memseq.training.guards import Agree, Finite, check_loss, check_start, compare, differentiable, sum_losses
 from memseq.training.schedules import KeepAll, Schedule, rewind
 from memseq.training.surroundings import Surroundings
 from memseq.training.sync import Sync, entries, sync_of
@@ -51,6 +51,7 @@ def replay_backward(
     cotangent: State | None = None,
     verify: bool = False,
     sync: Sync | None = None,
+    agree: Agree | None = None,
 ) -> Replayed:
     """Add to `.grad` what `(scale * total_loss).backward()` through all segments would, one segment at a time.
 
@@ -58,6 +59,8 @@ def replay_backward(
     too. `cotangent`, a tree like `state` with None for what has none, is d(later losses) / d(final state); `scale`
     multiplies it as well. `verify` compares every replayed state with the kept one. `sync(is_last)` is entered around the forward and
     backward of each replayed segment; for DistributedDataParallel and FSDP2 modules it is found by itself (`sync.py`).
+    `agree(well)`, called once a window before any gradient exists, tells each process whether all are well, so that they skip a window
+    that is not finite together (`distributed.all_well`).
 
     Raises `TrainingError` where a state or a loss is not finite (a state: before any gradient is touched) or a replay
     differs, `StateError` where a kept state was written to.
@@ -87,7 +90,7 @@ def replay_backward(
                 if final is None:
                     after, final = around.save(), detach(end)
                     finite.note(t, final, loss)
-                    finite.check(total)
+                    finite.check(total, agree)
                 elif verify:
                     compare(t, end, following)
                 _backward(loss, end, later, scale, reached)
