@@ -10,7 +10,8 @@ One LlamaForCausalLM is all sides' backbone: alone with the cache `generate` use
 2. kv_cache   beside the backbone's own cache at several lengths of context, filled as in `inference.py`; sides take turns.
 
 Times are of single tokens in milliseconds of processor time (other programs may use the cores), batch 1: the median, and for RMT and
-ARMT the mean over a segment too, since its last token costs more. Ratios are of the mean. The weights are random: time and bytes do not depend on them. Needs `pip install 'memseq[hf]'`.
+ARMT the mean over a segment too, since its last token costs more. Ratios are of the mean. The weights are random: time and bytes do
+not depend on them. Needs `pip install 'memseq[hf]'`.
 """
 
 import argparse

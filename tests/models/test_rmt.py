@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from memseq.errors import ConfigError
 from memseq.memories.attention import AttentionConfig
+from memseq.memories.compressive import CompressiveConfig
 from memseq.memories.gru import GRUConfig
 from memseq.memories.segment_attention import SegmentAttentionConfig
 from memseq.models.presets import preset
@@ -180,6 +181,9 @@ def test_errors_say_what_to_do():
     grows = StackConfig(vocab_size=V, d_model=D, layers=(AttentionConfig(d_model=D, n_heads=2),))
     with pytest.raises(ConfigError, match="AttentionConfig grows; use SegmentAttentionConfig"):
         RMTConfig(backbone=grows).build()
+    adds = StackConfig(vocab_size=V, d_model=D, layers=(CompressiveConfig(d_model=D, n_heads=2),))
+    with pytest.raises(ConfigError, match="adds to the loss by its state"):
+        RMTConfig(backbone=adds).build()
     recurrent = StackConfig(vocab_size=V, d_model=D, layers=(GRUConfig(d_model=D),))
     with pytest.raises(ConfigError, match="takes no mask; use mask='causal'"):
         RMTConfig(backbone=recurrent).build()

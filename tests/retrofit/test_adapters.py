@@ -200,6 +200,17 @@ def test_a_stream_holds_as_much_after_many_segments_as_after_one(system):
             assert [t.shape for t in tensors(state)] == shapes
 
 
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_vocabulary_of_the_model_inside_can_be_resized(system):
+    model = MemseqForCausalLM.of(wrapped(system))
+    tokens = torch.randint(V, (1, 11))
+    before = model(tokens).logits
+    model.resize_token_embeddings(V + 3)
+    assert model.config.vocab_size == model.model.vocab_size == V + 3
+    after = model(torch.cat([tokens, torch.tensor([[V + 1]])], dim=1)).logits
+    assert_close(after[:, :11, :V], before)
+
+
 def test_mamba_takes_a_memory_too():
     mamba = MambaConfig(vocab_size=V, hidden_size=16, num_hidden_layers=2, state_size=4)
     for system, settings in SYSTEMS.items():

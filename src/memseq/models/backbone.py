@@ -22,7 +22,7 @@ from memseq.contract import Memory
 from memseq.errors import ConfigError
 from memseq.models.stack import Stack, StackState, memories_of
 from memseq.ops.cross_entropy import linear_cross_entropy
-from memseq.state import State
+from memseq.state import State, auxiliary
 
 __all__ = ["Backbone", "Masked", "StackBackbone", "Visitor", "build_backbone"]
 
@@ -112,6 +112,8 @@ class StackBackbone(Backbone):
         self.config, self.stack = stack.config, stack
         memories = [memory for block in stack.blocks for memory in block.memories]
         self.takes_mask = all(isinstance(memory, Masked) for memory in memories)
+        if auxiliary(stack.init_state(1)) is not None:
+            raise ConfigError("a memory that adds to the loss by its state cannot stand in a backbone, whose state ends with the segment")
         if not stack.bounded:
             grows = next(type(memory.config).__name__ for memory in memories if isinstance(memory, Memory) and not memory.bounded)
             raise ConfigError(f"a backbone keeps a cache of fixed size and {grows} grows; use SegmentAttentionConfig")

@@ -1,9 +1,11 @@
 """The config of our models as transformers sees it: `model` holds the typed config, the rest follows from it."""
 
+import json
+from dataclasses import fields, replace
 from typing import Any
 
 from memseq.errors import ConfigError, MissingExtraError
-from memseq.systems import from_dict, to_dict
+from memseq.systems import from_dict, stem_of, to_dict
 
 try:
     from transformers.configuration_utils import PreTrainedConfig
@@ -11,7 +13,7 @@ try:
 except ModuleNotFoundError:
     raise MissingExtraError("transformers", extra="hf") from None
 
-__all__ = ["MemseqConfig"]
+__all__ = ["MemseqConfig", "with_vocab_size"]
 
 
 class MemseqConfig(PreTrainedConfig):
@@ -60,6 +62,18 @@ class MemseqConfig(PreTrainedConfig):
         if self.model is None:
             raise ConfigError("this MemseqConfig is empty; make one with MemseqConfig.of(config)")
         return from_dict(self.model).build()
+
+
+def with_vocab_size(config: Any, size: int) -> Any:
+    """`config` with another vocabulary: its own, or that of the backbone it is built around."""
+    names = {f.name for f in fields(config)}
+    if "vocab_size" in names:
+        return replace(config, vocab_size=size)
+    if "backbone" in names:
+        return replace(config, backbone=with_vocab_size(config.backbone, size))
+    if stem_of(type(config)) == "huggingface":
+        return replace(config, json=json.dumps(json.loads(config.json) | {"vocab_size": size}, sort_keys=True))
+    raise ConfigError(f"the vocabulary of a {type(config).__name__} cannot be resized")
 
 
 CONFIG_MAPPING.register(MemseqConfig.model_type, MemseqConfig, exist_ok=True)

@@ -11,7 +11,6 @@ give; at a masked place the output is that of the last token before it. Weights 
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -24,7 +23,7 @@ from memseq.contract import Memory, check_rows
 from memseq.errors import CheckpointError, ConfigError, InputError, MissingExtraError
 from memseq.models.language_model import LanguageModel
 from memseq.retrofit.cache import MemseqCache, Stream, extend, histories, nothing_read
-from memseq.retrofit.configuration import MemseqConfig
+from memseq.retrofit.configuration import MemseqConfig, with_vocab_size
 from memseq.state import State, select, stack
 from memseq.streams import read_ragged, read_ragged_last
 
@@ -119,7 +118,7 @@ class MemseqForCausalLM(PreTrainedModel, GenerationMixin):
         if pad_to_multiple_of:
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
         if size != old:
-            config = replace(self.model.config, vocab_size=size)
+            config = with_vocab_size(self.model.config, size)
             device, dtype, training = self.device, self.dtype, self.model.training
             self.model = _with_vocabulary(self.model, config.build().to(device, dtype), old, size, mean_resizing).train(training)
             self.config.model, self.config.vocab_size = MemseqConfig.of(config).model, size
