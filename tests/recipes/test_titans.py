@@ -28,7 +28,7 @@ def test_contenders_of_one_question_hold_about_as_much():
     rows = [what for what in contenders() if what.name.startswith("rewritten") or what.name == "episodes: LMM, linear"]
     for what in rows:
         row = run(replace(what, steps=1, batch_size=2, asked=2))
-        assert row["state_bytes"] < 1.35 * 32_784
+        assert row["state_bytes"] < 1.35 * 16_392
         assert set(row["accuracy"]) == {str(test.episodes) for test in what.test_on}
 
 

@@ -32,6 +32,7 @@ from memseq.ops.precision import unrounded
 __all__ = [
     "FastState",
     "Gates",
+    "before",
     "close_segments",
     "cuts_of",
     "limited",
@@ -40,6 +41,7 @@ __all__ = [
     "one_step",
     "pieces_of",
     "precise_inputs",
+    "products",
     "read_mixed",
     "squared_error",
     "surprise",
@@ -94,11 +96,11 @@ def surprise(network: Network, anchor: Weights, k: Keys, v: Values, *, loss: Los
 def mixtures(gates: Gates) -> tuple[Mixture, Mixture | None]:
     """What W_1 ... W_L are made of over one chunk, and S_L (of S_0 and gradients), None where there is no momentum."""
     kept = gates.keep.cumsum(-1)
-    A = _products(kept)
+    A = products(kept)
     if gates.momentum is None:
         return Mixture(kept.exp(), None, A * gates.step[..., None, :]), None
     carried = gates.momentum.cumsum(-1)
-    A_eta = _products(carried) * gates.step[..., None, :]
+    A_eta = products(carried) * gates.step[..., None, :]
     both = A @ torch.cat([carried.exp()[..., None], A_eta], dim=-1)
     return Mixture(kept.exp(), both[..., 0], both[..., 1:]), Mixture(carried[..., -1].exp(), None, A_eta[..., -1, :])
 
@@ -272,7 +274,7 @@ def titans_online_linear(
     return _joined(y, v), state
 
 
-def _products(c: Float[Tensor, "... L"]) -> Float[Tensor, "... L L"]:
+def products(c: Float[Tensor, "... L"]) -> Float[Tensor, "... L L"]:
     """A[t, j] = exp(c_t - c_j) for j <= t, else 0. The mask comes before the exponential, which would overflow above the diagonal."""
     above = torch.full((c.shape[-1],) * 2, -torch.inf, dtype=c.dtype, device=c.device).triu_(1)
     return (c[..., :, None] - c[..., None, :]).add_(above).exp_()
