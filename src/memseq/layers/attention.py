@@ -48,23 +48,23 @@ class Heads(nn.Module):
         self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "*B T"]
     ) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]:
         """Queries, keys and values of x at `positions` ([T], or [B, T] where rows differ); keys and values in the weights' dtype."""
-        q, k, v = self.inputs(x).view(*x.shape[:2], 3, self.n_heads, self.key_size).unbind(2)
-        turn = self._turn(positions, x)
-        return rotate(q, turn).transpose(1, 2), self._kept(rotate(k, turn)), self._kept(v)
+        qk, v = self.inputs(x).view(*x.shape[:2], 3, self.n_heads, self.key_size).split([2, 1], dim=2)
+        q, k = rotate(qk, self._turn(positions, x)).unbind(2)
+        return q.transpose(1, 2), self._kept(k), self._kept(v.squeeze(2))
 
     def remember(
         self, x: Float[Tensor, "B T D"], positions: Int[Tensor, "*B T"]
     ) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]:
         """Keys and values alone, for those who do not read."""
         kv = linear(x, self.inputs.weight[x.shape[2] :]).unflatten(-1, (2, self.n_heads, self.key_size))
-        k, v = kv.unbind(2)
-        return self._kept(rotate(k, self._turn(positions, x))), self._kept(v)
+        k, v = kv.split(1, dim=2)
+        return self._kept(rotate(k, self._turn(positions, x)).squeeze(2)), self._kept(v.squeeze(2))
 
     def write(self, o: Float[Tensor, "B H T K"]) -> Float[Tensor, "B T D"]:
         return self.out(o.transpose(1, 2).flatten(2))
 
     def _turn(self, positions: Tensor, x: Tensor) -> Tensor:
-        return self.rotary(positions, x.dtype)[..., None, :]  # one angle for all heads
+        return self.rotary(positions, x.dtype)[..., None, None, :]  # one angle for queries and keys of all heads
 
     def _kept(self, t: Tensor) -> Tensor:
         """Under autocast as without it, what a state keeps has the dtype of the weights."""

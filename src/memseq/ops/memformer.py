@@ -122,19 +122,19 @@ def read_lifted(
     2 D^2 + 2 H N D products a token, where projecting the slots takes 2 N D^2 whatever the number of tokens.
     """
     B, H, L, K = q.shape
-    logits = lift(q, key_weight) @ slots.mT / math.sqrt(K)  # [B, H L, N]
+    logits = torch.bmm(lift(q, key_weight), slots.mT) / math.sqrt(K)  # [B, H L, N]
     if reach is not None:
         logits = logits.masked_fill(~_seen(reach, slots.shape[1], q.device)[:, None], -torch.inf)
-    mixed = (logits.softmax(-1) @ slots).view(B, H, L, -1).transpose(0, 1).flatten(1, 2)  # [H, B L, D]
-    read = mixed @ value_weight.view(H, K, -1).mT
-    return read.view(H, B, L, K).permute(1, 2, 0, 3).flatten(2)
+    mixed = torch.bmm(logits.softmax(-1), slots).view(B, H, L, -1).transpose(0, 1).reshape(H, B * L, -1)
+    read = torch.bmm(mixed, value_weight.view(H, K, -1).mT)
+    return read.view(H, B, L, K).permute(1, 2, 0, 3).reshape(B, L, H * K)
 
 
 def lift(q: Float[Tensor, "B H L K"], weight: Float[Tensor, "D D"]) -> Float[Tensor, "B HL D"]:
     """Every head's vectors carried by its rows of a [out, in] matrix into the space that the matrix reads: one product a head."""
     B, H, L, K = q.shape
-    lifted = q.transpose(0, 1).flatten(1, 2) @ weight.view(H, K, -1)  # [H, B L, D]
-    return lifted.view(H, B, L, -1).transpose(0, 1).flatten(1, 2)
+    lifted = torch.bmm(q.transpose(0, 1).reshape(H, B * L, K), weight.view(H, K, -1))
+    return lifted.view(H, B, L, -1).transpose(0, 1).reshape(B, H * L, -1)
 
 
 def _seen(reach: Tensor, n_slots: int, device: torch.device) -> Tensor:
