@@ -89,7 +89,7 @@ def _apart(state: State, rows: int) -> dict[str, float]:
     found = {}
     for name, t in zip(leaf_names(state), tensors(state), strict=True):
         if t.is_floating_point():
-            held = t.flatten(1).float()
+            held = t.reshape(t.shape[0], -1).float()
             held = torch.where(held.abs() < SENTINEL, held, 0.0)
             norms = held.norm(dim=1)
             found[name] = float(((held[:rows] - held[rows:]).norm(dim=1) / (norms[:rows] + norms[rows:]).clamp_min(1e-30)).mean())
@@ -107,7 +107,7 @@ def half_life(distances: Sequence[int], shares: Sequence[float]) -> float | None
 
 def _numbers(state: State) -> Tensor:
     """The floating numbers of each stream's state in a row; marks of emptiness count as zero."""
-    floating = [t.flatten(1).float() for t in tensors(state) if t.is_floating_point()]
+    floating = [t.reshape(t.shape[0], -1).float() for t in tensors(state) if t.is_floating_point()]
     if not floating:
         rows = [t.shape[0] for t in tensors(state)][:1] or [1]
         return torch.zeros(rows[0], 1)

@@ -116,7 +116,7 @@ class TimescalesProbe(Probe):
             logits, state = model.step(tokens[:, t], state)
             said.append(logits[:, outputs].float().cpu())
             leaves = tensors(state)
-            numbers.append([leaves[leaf].flatten(1)[:, place].float().cpu() for leaf, place in followed])
+            numbers.append([leaves[leaf].reshape(streams, -1)[:, place].float().cpu() for leaf, place in followed])
         found = {"logits": _fitted(torch.stack(said, dim=1).double().numpy())}
         names = leaf_names(state)
         for number, (leaf, _) in enumerate(followed):
