@@ -83,23 +83,24 @@ def at_places(model: Any, places: list[int]) -> dict[int, Any]:
     return states
 
 
-def flat(models: dict[str, Any], places: list[int], rounds: int) -> dict[str, Any]:
+def flat(models: dict[str, Any], states: dict[str, dict[int, Any]], places: list[int], rounds: int) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, model in models.items():
-        states = at_places(model, places)
-        times = measure({str(p): MemformerSide(model, s) for p, s in states.items()}, rounds, model.segment_length)
+        at = {p: states[name][p] for p in places}
+        times = measure({str(p): MemformerSide(model, s) for p, s in at.items()}, rounds, model.segment_length)
         rows = [
             {"tokens_read": p, "bytes_at_border": state_bytes(s), "bytes_at_most": most_bytes(model, s), **told(times[str(p)])}
-            for p, s in states.items()
+            for p, s in at.items()
         ]
         result[name] = {"rows": rows, "ms_last_over_first": round(rows[-1]["ms_mean"] / rows[0]["ms_mean"], 4)}
         print(json.dumps({name: result[name]}), flush=True)
     return result
 
 
-def against_kv_cache(llama: LlamaForCausalLM, models: dict[str, Any], contexts: list[int], rounds: int, steps: int) -> list[dict[str, Any]]:
+def against_kv_cache(
+    llama: LlamaForCausalLM, models: dict[str, Any], states: dict[str, dict[int, Any]], contexts: list[int], rounds: int, steps: int
+) -> list[dict[str, Any]]:
     check_fill(llama)
-    states = {name: at_places(model, contexts) for name, model in models.items()}
     rows = []
     for n in contexts:
         dynamic = filled(DynamicCache(config=llama.config), llama.config, n)
@@ -147,8 +148,9 @@ def main() -> None:
     parameters |= {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
     result: dict[str, Any] = {"machine": describe(), "dtype": "float32", "shape": shape, "parameters": parameters}
     places = sorted({-(-p // L) * L for p in a.positions})  # whole segments
-    result["flat"] = flat(models, places, a.rounds)
-    result["kv_cache"] = against_kv_cache(llama, models, sorted(a.contexts), a.rounds, a.steps)
+    states = {name: at_places(model, sorted({*places, *a.contexts})) for name, model in models.items()}
+    result["flat"] = flat(models, states, places, a.rounds)
+    result["kv_cache"] = against_kv_cache(llama, models, states, sorted(a.contexts), a.rounds, a.steps)
     asked = next((row for row in result["kv_cache"] if row["context"] == 32_768), None)
     result["reached"] = {
         f"{n}: ms at the last place at most 1.05 of the first": f["ms_last_over_first"] <= 1.05 for n, f in result["flat"].items()

@@ -121,6 +121,33 @@ def test_replay_with_dropout_inside_a_pretrained_model_is_bptt():
             assert_close(p.grad, other.grad, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.fixture
+def one_process(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_data_parallel_engines_wrap_the_model_with_its_hooks(engine, one_process):
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    model = wrapped("armt").double()
+    segments, twin = window(4), copy.deepcopy(model)
+    wanted = by_bptt(twin, segments)
+    cell, state = StreamCell(model), model.init_state(2)  # before an engine takes the weights apart
+    if engine == "fsdp2":
+        for layer in model.backbone.reader.layers:
+            fully_shard(layer)
+        fully_shard(cell)
+    replay_backward(DistributedDataParallel(cell, find_unused_parameters=True) if engine == "ddp" else cell, segments, state)
+    for name, p in model.named_parameters():
+        found = p.grad.full_tensor() if engine == "fsdp2" and p.grad is not None else p.grad
+        if wanted[name] is not None:
+            assert_close(found, wanted[name], rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_without_memory_it_is_the_pretrained_model_segment_by_segment(system):
     """RMT without slots, and a new ARMT whose W_v is zero, say in every segment what the model says of that segment."""
