@@ -15,6 +15,7 @@ PROBES = {  # name -> module and class, in the order of the report
     "retention": "retention.RetentionProbe",
     "copying": "copying.CopyingProbe",
     "verbatim": "verbatim.VerbatimProbe",
+    "order": "order.OrderProbe",
     "text": "text.TextProbe",
     "collapse": "collapse.CollapseProbe",
     "slots": "slots.SlotsProbe",
