@@ -47,6 +47,14 @@ class Train:
     window: Annotated[int | None, words("tokens that near attention reaches back, where there is such (default: the size's)", "N")] = None
     lr: Annotated[float | None, words("highest learning rate (default 0.001)", "X")] = None
     optimizer: Annotated[Literal["adamw", "muon"] | None, words("adamw (default) or muon", "NAME")] = None
+    backend: Annotated[
+        Literal["replay", "checkpoints", "backpropagation"] | None,
+        words("how gradients reach back: replay (default), a chain of checkpoints, or one graph with every activation alive", "NAME"),
+    ] = None
+    schedule: Annotated[
+        str | None,
+        words("states that replay keeps: all (default), sqrt, revolve:N (N of them at most), offload (all, on the host)", "NAME"),
+    ] = None
     dtype: Annotated[Literal["auto", "float32", "bfloat16"] | None, words("of products; auto (default) measures", "NAME")] = None
     tokenizer: Annotated[str | None, words("bytes (default), train (byte pairs, on this text), or a tokenizer.json", "NAME|FILE")] = None
     vocab_size: Annotated[int | None, words("tokens of a tokenizer that is trained (default 4096)", "N")] = None

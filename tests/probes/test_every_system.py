@@ -8,7 +8,7 @@ from memseq.probes import Subject, find_probe
 from memseq.recipes.probe_subject import anatomy_of
 
 SMALL = {"d_model": 64, "n_heads": 2, "n_layers": 2, "n_slots": 4, "segment_length": 8, "window": 8}
-FEW = ["compressive", "mom", "attention", "memformer"]  # numbers a stream, a growing state, slots
+FEW = ["compressive", "attention"]  # one number a stream, a growing state; the others take longer
 NAMES = ["recall", "capacity", "retention", "copying", "collapse", "slots", "timescales", "fidelity", "retrieval_heads", "cost"]
 
 

@@ -1,20 +1,17 @@
-"""The adapter to lm-evaluation-harness: a local task, no network. Left out where the harness is not installed."""
+"""The adapter to lm-evaluation-harness: its methods on plain requests, and a local task where the harness is installed; no network."""
 
 import json
 import math
+import sys
 from types import SimpleNamespace
 
 import pytest
 
-pytest.importorskip("lm_eval.api.model", reason="lm_eval is not installed; run: pip install 'memseq[eval]'")
-
-from lm_eval.api.registry import get_model
-
-from memseq.errors import ConfigError
+from memseq.errors import ConfigError, MissingExtraError
 from memseq.memories.gru import GRUConfig
 from memseq.models import StackConfig
 from memseq.pretrained import save_pretrained
-from memseq.probes.lm_eval import MemseqLM, continuation
+from memseq.probes.lm_eval import Answers, continuation, harness_model
 from memseq.tasks.tokenizers import Bytes
 
 
@@ -29,14 +26,41 @@ def request(*args):
     return SimpleNamespace(args=args)
 
 
+class Hook:
+    """Where the harness keeps answers."""
+
+    def __init__(self):
+        self.kept = []
+
+    def add_partial(self, kind, asked, answer):
+        self.kept.append((kind, asked, answer))
+
+
 def test_it_answers_what_the_harness_asks(directory):
-    lm = MemseqLM(str(directory), batch_size="2", device="cpu")
+    lm = Answers(str(directory), batch_size="2", device="cpu")
+    lm.cache_hook = Hook()
     pairs = [("The sky is", " blue"), ("The sky is", " green"), ("", "x")]
-    assert lm.loglikelihood([request(*pair) for pair in pairs]) == lm.scorer.loglikelihoods(pairs)
+    found = lm.loglikelihood([request(*pair) for pair in pairs])
+    assert found == lm.scorer.loglikelihoods(pairs)
     assert lm.loglikelihood_rolling([request("a text")]) == lm.scorer.rolling(["a text"])
-    said = lm.generate_until([request("a", {"until": ["\n"], "max_gen_toks": 5}), request("b", {"until": "z", "max_gen_toks": 3})])
-    assert [len(text.encode("utf-8", errors="replace")) > 0 for text in said] == [True, True]
-    assert get_model("memseq") is MemseqLM
+    asked = [
+        ("a", {"until": ["\n"], "max_gen_toks": 5}),
+        ("b", {"until": "z", "max_gen_toks": 3}),
+        ("c", {"until": ["\n"], "max_gen_toks": 5}),
+    ]
+    said = lm.generate_until([request(*args) for args in asked])
+    assert said == [lm.scorer.continue_until([text], continuation(how, 256))[0] for text, how in asked]
+    assert lm.cache_hook.kept[:3] == [("loglikelihood", pair, answer) for pair, answer in zip(pairs, found, strict=True)]
+    assert [answer for kind, _, answer in lm.cache_hook.kept if kind == "generate_until"] == [said[0], said[2], said[1]]
+    with pytest.raises(ConfigError, match="has no argument 'batchsize'; did you mean 'batch_size'"):
+        Answers(str(directory), batchsize=3)
+
+
+def test_the_harness_is_asked_for_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
+    harness_model.cache_clear()
+    with pytest.raises(MissingExtraError, match=r"lm_eval is not installed; run: pip install 'memseq\[eval\]'"):
+        harness_model()
 
 
 def test_words_of_the_harness_are_understood():
@@ -50,8 +74,11 @@ def test_words_of_the_harness_are_understood():
 
 def test_a_local_task_runs_offline(directory, tmp_path):
     """Two-way choices and perplexity from files on this disk, through the harness's own evaluator."""
-    import lm_eval
+    lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed; run: pip install 'memseq[eval]'")
+    from lm_eval.api.registry import get_model
     from lm_eval.tasks import TaskManager
+
+    from memseq.probes.lm_eval import MemseqLM
 
     rows = [
         {"q": f"{a} comes before", "choices": [" one", " two"], "gold": i % 2, "text": f"text number {i}"} for i, a in enumerate("abcd")
@@ -67,6 +94,7 @@ def test_a_local_task_runs_offline(directory, tmp_path):
         f"task: perplexity\n{files}output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{{{text}}}}'\n"
         "metric_list:\n  - metric: bits_per_byte\n"
     )
+    assert get_model("memseq") is MemseqLM
     lm = MemseqLM(str(directory), device="cpu")
     tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
     found = lm_eval.simple_evaluate(model=lm, tasks=["choice", "perplexity"], task_manager=tasks, bootstrap_iters=0)["results"]

@@ -5,10 +5,12 @@
     lm_eval.simple_evaluate(model="memseq", model_args="pretrained=runs/first", tasks=[...])
 
 A context is read as a stream, whatever its length: nothing is cut off on the left, which harnesses do to models with a window.
-`scoring.py` does the work and needs no harness. Needs the extra `eval`.
+`scoring.py` does the work, `Answers` speaks the harness's words without needing it, and `MemseqLM`, made when it is first asked for,
+is the two together with the harness's own class. Needs the extra `eval`.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,18 +20,13 @@ from memseq.pretrained import load_pretrained
 from memseq.probes.scoring import Continuation, Scorer
 from memseq.tasks.tokenizers import load_tokenizer
 
-try:
-    from lm_eval.api.model import LM  # ty: ignore[import-not-found]
-    from lm_eval.api.registry import register_model  # ty: ignore[import-not-found]
-except ModuleNotFoundError:
-    raise MissingExtraError("lm_eval", extra="eval") from None
-
-__all__ = ["MemseqLM"]
+__all__ = ["Answers", "continuation"]
 
 
-@register_model("memseq")
-class MemseqLM(LM):
-    """`pretrained` is a directory that `memseq train` wrote."""
+class Answers:
+    """What the harness asks of a model. `pretrained` is a directory that `memseq train` wrote."""
+
+    cache_hook: Any  # of the harness: keeps what was answered
 
     def __init__(
         self, pretrained: str, *, batch_size: int | str = 16, device: str | None = None, max_gen_toks: int | str = 256, **others: Any
@@ -75,6 +72,24 @@ class MemseqLM(LM):
                 found[row] = text
                 self.cache_hook.add_partial("generate_until", requests[row].args, text)
         return found
+
+
+@cache
+def harness_model() -> type:
+    """`Answers` as a class of the harness, registered there. Raises `MissingExtraError` where the harness is not installed."""
+    try:
+        from lm_eval.api.model import LM  # ty: ignore[import-not-found]
+        from lm_eval.api.registry import register_model  # ty: ignore[import-not-found]
+    except ModuleNotFoundError:
+        raise MissingExtraError("lm_eval", extra="eval") from None
+    made = type("MemseqLM", (Answers, LM), {"__doc__": Answers.__doc__, "__module__": __name__})
+    return register_model("memseq")(made)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "MemseqLM":
+        return harness_model()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def continuation(settings: Any, most: int) -> Continuation:
