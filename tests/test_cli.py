@@ -67,6 +67,11 @@ def printed(capsys, *words: str) -> dict:
         (["train", "memformer", "--set", "slots=3"], "slots is a config of its own"),
         (["train", "memformer", "--set", "layers.9.window=3"], "layers.9 names no item; there are 0 to 3"),
         (["train", "memformer", "--lr", "0.1", "--set", "training.optimizer.lr=0.2"], "both set the same"),
+        (["train", "memformer", "--schedule", "sqr"], "there is no schedule 'sqr'; did you mean 'sqrt'?"),
+        (["train", "memformer", "--schedule", "revolve"], "there is no schedule 'revolve'; did you mean 'revolve:N'?"),
+        (["train", "memformer", "--schedule", "revolve:0"], "slots"),
+        (["train", "memformer", "--schedule", "sqrt", "--backend", "backpropagation"], "--backend backpropagation keeps none"),
+        (["train", "memformer", "--backend", "bptt"], "invalid choice 'bptt'"),
         (["train", "memformer", "--vocab-size", "500"], "--vocab-size sizes a tokenizer that is trained"),
         (["train", "memformer", "--tokenizer", "nowhere.json"], "nowhere.json"),
         (["train", "lstm", "--slots", "4"], "--slots 4 has no effect on lstm"),
@@ -143,6 +148,23 @@ def test_train_leaves_a_model_and_says_what_it_came_to(capsys, text, tmp_path):
     assert {"config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "command.json"} <= {
         p.name for p in (tmp_path / "run").iterdir()
     }
+
+
+@pytest.mark.parametrize(
+    ("flags", "backend"),
+    [
+        (["--schedule", "revolve:1"], "Replay(schedule=Revolve(slots=1))"),
+        (["--schedule", "offload"], "Replay(schedule=Offload("),
+        (["--backend", "checkpoints"], "CheckpointChain()"),
+        (["--backend", "backpropagation"], "Backpropagation()"),
+    ],
+    ids=lambda flags: " ".join(flags) if isinstance(flags, list) else "",
+)
+def test_every_way_to_the_gradients_is_a_flag_and_gives_the_same(capsys, trained, text, tmp_path, flags, backend):
+    printed(capsys, "train", "memformer", str(text), "--steps", "3", "--out", str(tmp_path / "other"), *TRAIN, *flags)
+    assert backend in json.loads((tmp_path / "other/checkpoints/step-00000003/training.json").read_text())["config"]
+    losses = [json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["loss"] for out in (trained, tmp_path / "other")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_resume_goes_on_as_the_run_was_started(capsys, text, tmp_path):

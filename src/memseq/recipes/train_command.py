@@ -10,20 +10,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from memseq.errors import CheckpointError, ConfigError
+from memseq.errors import CheckpointError, ConfigError, nearest
 from memseq.models.presets import SIZES, preset
 from memseq.recipes.machine import keep_freed_memory
 from memseq.recipes.settings import assignments, split, with_values
 from memseq.recipes.train_text import TextRecipe, train_text
+from memseq.training.backends import Backend, Backpropagation, CheckpointChain, Replay
 from memseq.training.checkpoint import Checkpoints
 from memseq.training.loop import Run, TrainingConfig
 from memseq.training.optim import AdamWConfig, MuonConfig
+from memseq.training.schedules import KeepAll, Offload, Revolve, Schedule, Sqrt
 
 __all__ = ["train_command"]
 
 # what a run is, apart from how long it takes and where it lies
 KEPT = ("system", "files", "size", "segment_length", "horizon", "batch_size", "slots", "window", "lr", "optimizer", "dtype")
-KEPT += ("tokenizer", "vocab_size", "seed", "set")
+KEPT += ("tokenizer", "vocab_size", "seed", "set", "backend", "schedule")
 LENGTH = ("steps", "minutes")
 SHAPE = {"segment_length": "segment_length", "slots": "n_slots", "window": "window"}  # flags that change a size, and the size's fields
 TRAINING = {"steps": "steps", "minutes": "minutes", "horizon": "horizon", "batch_size": "batch_size", "dtype": "dtype", "seed": "seed"}
@@ -81,7 +83,8 @@ def recipe_of(kept: Mapping[str, Any], *, shard: bool = False) -> TextRecipe:
     steps = kept.get("steps", None if "minutes" in kept else 1000)
     length = kept.get("segment_length", SIZES[size].segment_length)
     rate = {"lr": kept["lr"]} if "lr" in kept else {}
-    training = TrainingConfig(steps=steps, segment_length=length, optimizer=optimizer(**rate), **plain_run)
+    backend = backend_of(kept.get("backend", "replay"), kept.get("schedule"))
+    training = TrainingConfig(steps=steps, segment_length=length, optimizer=optimizer(**rate), backend=backend, **plain_run)
     model = partial(_model, system, size, changes, model_values)
     model(256)  # a wrong path or value is refused before any text is read
     return TextRecipe(
@@ -92,6 +95,26 @@ def recipe_of(kept: Mapping[str, Any], *, shard: bool = False) -> TextRecipe:
         vocab_size=kept.get("vocab_size", 4096),
         shard=shard,
     )
+
+
+def backend_of(name: str, schedule: str | None) -> Backend:
+    """The back end that the flags name; a schedule is of replay alone."""
+    if name == "replay":
+        return Replay(schedule=schedule_of(schedule or "all"))
+    if schedule is not None:
+        raise ConfigError(f"--schedule {schedule} says which states replay keeps, and --backend {name} keeps none; leave one of them out")
+    return CheckpointChain() if name == "checkpoints" else Backpropagation()
+
+
+def schedule_of(text: str) -> Schedule:
+    """`all`, `sqrt`, `offload` or `revolve:N`."""
+    name, colon, number = text.partition(":")
+    if name == "revolve" and colon and number.isdecimal():
+        return Revolve(slots=int(number))
+    plain = {"all": KeepAll, "sqrt": Sqrt, "offload": Offload}
+    if text not in plain:
+        raise ConfigError(f"there is no schedule {text!r}; {nearest(name, [*plain, 'revolve:N'])}")
+    return plain[text]()
 
 
 def _model(system: str, size: str, changes: Mapping[str, int], values: Mapping[str, str], vocab_size: int) -> Any:
