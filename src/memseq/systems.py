@@ -59,8 +59,10 @@ def _model(stem: str, module: str, config: str, cites: str, about: str) -> Syste
     return System(stem=stem, kind="model", about=about, config=(f"memseq.models.{module}", config), cites=tuple(cites.split()))
 
 
-def _miras(stem: str, config: str, about: str) -> System:
-    return System(stem=stem, kind="memory", about=about, config=("memseq.memories.miras", config), cites=("behrouz2025miras",))
+def _family(module: str, cites: str, *members: tuple[str, str, str]) -> tuple[System, ...]:
+    """Memories of one file: stem, config and what each is."""
+    path = f"memseq.memories.{module}"
+    return tuple(System(stem=s, kind="memory", about=about, config=(path, config), cites=(cites,)) for s, config, about in members)
 
 
 _REVIEW = "lipton2015critical"
@@ -137,15 +139,22 @@ _ROWS = (
     _memory(
         "stuffed_mamba", "StuffedMambaConfig", "chen2024stuffed", "three repairs of a trained memory whose state collapses on long streams"
     ),
-    _memory(
-        "miras",
-        "MirasConfig",
-        "behrouz2025miras",
-        "a memory by four choices: architecture, what it minimises, what keeps the past, how it steps",
+    *_family(
+        "atlas",
+        "behrouz2025atlas",
+        ("atlas", "AtlasConfig", "a network that descends on its last few tokens at once, with momentum made orthogonal"),
+        ("omeganet", "OmegaNetConfig", "a network that descends on its last few tokens at once"),
+        ("dot", "DotConfig", "descent on the last few tokens, on features of the exponential to the third degree"),
+        ("deep_transformers", "DeepTransformersConfig", "Hebbian writes to a deep memory, on features of the exponential"),
     ),
-    _miras("moneta", "MonetaConfig", "a network that minimises an l_3 loss while it reads, its weights kept at an l_4 norm"),
-    _miras("yaad", "YaadConfig", "a network that minimises a Huber loss while it reads: outliers are written no harder"),
-    _miras("memora", "MemoraConfig", "a network trained while it reads whose weights are shares, so that none can grow"),
+    *_family(
+        "miras",
+        "behrouz2025miras",
+        ("miras", "MirasConfig", "a memory by four choices: what it is, what it minimises, what keeps the past, how it steps"),
+        ("moneta", "MonetaConfig", "a network that minimises an l_3 loss while it reads, its weights kept at an l_4 norm"),
+        ("yaad", "YaadConfig", "a network that minimises a Huber loss while it reads: outliers are written no harder"),
+        ("memora", "MemoraConfig", "a network trained while it reads whose weights are shares, so that none can grow"),
+    ),
     _model("stack", "stack", "StackConfig", "", "language model of blocks, each of one or more memories and a feedforward"),
     _model("memformer_lm", "memformer", "MemformerLMConfig", _MEMFORMER, "Memformer, causal: blocks that share one memory of slots"),
     _model(

@@ -9,19 +9,54 @@ Shared by Titans (arXiv:2501.00663), ATLAS (arXiv:2505.23735) and Miras (arXiv:2
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from memseq.errors import ConfigError
 from memseq.layers.short_conv import ShortConv
-from memseq.ops.fast_network import Network, Norm
+from memseq.ops.fast_network import Network, Norm, mlp
 from memseq.ops.precision import unrounded
 
-__all__ = ["Associations", "Logits", "Readout", "first_weights", "precise"]
+__all__ = ["Associations", "Logits", "Matrix", "Perceptron", "Readout", "first_weights", "precise"]
 
 Keys = Float[Tensor, "B H T K"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """M(k) = k W."""
+
+    def network(self, inputs: int, outputs: int) -> Network:
+        return mlp((inputs, outputs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perceptron:
+    """M(k) = k + gain * norm(mlp(k)), or without norm, or without the path around, which needs as many outputs as inputs."""
+
+    depth: int = 2
+    expansion: int = 4  # hidden units, in the size of the output
+    activation: Literal["gelu", "silu", "tanh"] = "gelu"
+    gated: bool = False  # act(u) * u' in the place of act(u)
+    form: Literal["normed", "residual", "plain"] = "normed"
+
+    def __post_init__(self) -> None:
+        if self.depth < 2 or self.expansion < 1:
+            raise ConfigError(
+                f"a perceptron has a depth of at least 2 and an expansion of 1, got {self.depth} and {self.expansion}; or use Matrix()"
+            )
+        if self.form not in ("normed", "residual", "plain"):
+            raise ConfigError(f"form must be 'normed', 'residual' or 'plain', got {self.form!r}")
+
+    def network(self, inputs: int, outputs: int) -> Network:
+        sizes = (inputs, *[self.expansion * outputs] * (self.depth - 1), outputs)
+        around = self.form != "plain"
+        return mlp(sizes, activation=self.activation, gated=self.gated, norm=self.form == "normed", residual=around)
 
 
 def precise(t: Tensor) -> torch.dtype:

@@ -18,7 +18,7 @@ State: dual weights and momentum, 8 B H |W| bytes (4 without momentum), the anch
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -28,42 +28,11 @@ from torch.nn import functional as F
 from memseq.contract import Memory, empty
 from memseq.errors import ConfigError
 from memseq.layers.attention import check_heads
-from memseq.layers.fast_weights import Associations, Logits, Readout, first_weights, precise
-from memseq.ops.fast_network import Network, mlp
+from memseq.layers.fast_weights import Associations, Logits, Matrix, Perceptron, Readout, first_weights, precise
 from memseq.ops.miras import Bounded, Elastic, Huber, Keep, NormQ, Power, Product, Simplex, Squared, miras_chunkwise
 from memseq.ops.titans import FastState, Gates
 
 __all__ = ["Descent", "Matrix", "MemoraConfig", "MirasConfig", "MirasMemory", "MirasState", "MonetaConfig", "Perceptron", "YaadConfig"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Matrix:
-    """M(k) = k W."""
-
-    def network(self, size: int) -> Network:
-        return mlp((size, size))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Perceptron:
-    """M(k) = k + gain * norm(mlp(k)), or without norm, or without the path around; the published form is the default."""
-
-    depth: int = 2
-    expansion: int = 4  # hidden units, in the size of a head
-    activation: Literal["gelu", "silu", "tanh"] = "gelu"
-    form: Literal["normed", "residual", "plain"] = "normed"
-
-    def __post_init__(self) -> None:
-        if self.depth < 2 or self.expansion < 1:
-            raise ConfigError(
-                f"a perceptron has a depth of at least 2 and an expansion of 1, got {self.depth} and {self.expansion}; or use Matrix()"
-            )
-        if self.form not in ("normed", "residual", "plain"):
-            raise ConfigError(f"form must be 'normed', 'residual' or 'plain', got {self.form!r}")
-
-    def network(self, size: int) -> Network:
-        sizes = (size, *[self.expansion * size] * (self.depth - 1), size)
-        return mlp(sizes, activation=self.activation, norm=self.form == "normed", residual=self.form != "plain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +123,7 @@ class MirasMemory(Memory[MirasState]):
     def __init__(self, config: MirasConfig) -> None:
         super().__init__()
         c = self.config = config
-        self.network = c.architecture.network(c.d_model // c.n_heads)
+        self.network = c.architecture.network(c.d_model // c.n_heads, c.d_model // c.n_heads)
         self.associate = Associations(c.d_model, c.n_heads, c.conv_width)
         a = c.algorithm
         starts = [z for z in (a.keep, a.momentum, a.step / a.step_limit) if z is not None]
