@@ -1,7 +1,7 @@
 """Titans' memory against the `NeuralMemory` of the package titans-pytorch, against its own scan form, and against a stream's length.
 
     pip install titans-pytorch
-    python benchmarks/titans.py --json benchmarks/results/titans.json
+    python benchmarks/titans.py --json benchmarks/results/titans_speed.json
 
 The peer is measured in the three ways in which it can be asked for segments of 64 tokens:
 

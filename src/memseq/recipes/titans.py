@@ -140,7 +140,7 @@ def contenders() -> list[TitansRun]:
         rows.append(TitansRun(name=f"rewritten: {name}", memory=memory, blocks=blocks, train_on=one, test_on=(one,)))
     for name, memory in memories().items():
         if name not in ("sliding window", "LMM, no convolution"):
-            rows.append(TitansRun(name=f"episodes: {name}", memory=memory, train_on=four, test_on=(four, sixteen), steps=200, batch_size=8))
+            rows.append(TitansRun(name=f"episodes: {name}", memory=memory, train_on=four, test_on=(four, sixteen), steps=300, batch_size=8))
     return rows
 
 
