@@ -72,6 +72,7 @@ _ROWS = (
     _memory("jordan", "JordanConfig", f"jordan1986serial {_REVIEW}", "simple recurrent network: a decaying copy of the output feeds back"),
     _memory("lstm", "LSTMConfig", f"hochreiter1997long gers2000learning {_REVIEW}", "a cell behind input, forget and output gates"),
     _memory("gru", "GRUConfig", f"cho2014learning {_REVIEW}", "one state behind a reset and an update gate"),
+    _memory("timescales", "LeakyNetworkConfig", "khajehabdollahi2024emergent", "leaky units, each with a time constant that is trained"),
     _memory(
         "bidirectional",
         "BidirectionalConfig",
