@@ -50,7 +50,7 @@ def result(name="one", **probes):
         "accuracy": [[1.0, 0.5], [0.75, None]],
         "bits": [[4.0, 1.0], [2.0, None]],
         "chance": 0.0625,
-        "asked": 16,
+        "asked": [16, 64],
         "says": [{"question": "How far back?", "answer": "64 tokens <b>&", "value": 64}],
     }
     probes = {"recall": {"about": "pairs are shown", "seconds": 1.0, "result": recall}} | probes
