@@ -8,21 +8,24 @@ Shared by Titans (arXiv:2501.00663), ATLAS (arXiv:2505.23735) and Miras (arXiv:2
     y      = W_O (gain * rms(o) * silu(W_g x))
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from memseq.contract import empty
 from memseq.errors import ConfigError
 from memseq.layers.short_conv import ShortConv
 from memseq.ops.fast_network import Network, Norm, mlp
 from memseq.ops.precision import unrounded
+from memseq.ops.titans import FastState
 
-__all__ = ["Associations", "Logits", "Matrix", "Perceptron", "Readout", "first_weights", "precise"]
+__all__ = ["Associations", "Logits", "Matrix", "Perceptron", "Readout", "check_descent", "first_state", "first_weights", "logit", "precise"]
 
 Keys = Float[Tensor, "B H T K"]
 
@@ -57,6 +60,25 @@ class Perceptron:
         sizes = (inputs, *[self.expansion * outputs] * (self.depth - 1), outputs)
         around = self.form != "plain"
         return mlp(sizes, activation=self.activation, gated=self.gated, norm=self.form == "normed", residual=around)
+
+
+def check_descent(config: Any) -> None:
+    """Raise `ConfigError` where the numbers of a descent (segment, share kept or forgotten, momentum, step, limit) make no sense."""
+    if config.segment_length < 1:
+        raise ConfigError(f"segment_length must be at least 1, got {config.segment_length}")
+    for name in ("forget", "keep", "momentum"):
+        value = getattr(config, name, None)
+        if value is not None and not 0 < value < 1:
+            raise ConfigError(f"{name} is where a sigmoid starts: give a number inside (0, 1), or None to do without; got {value}")
+    if not 0 < config.step < config.step_limit:
+        raise ConfigError(f"step must lie between 0 and step_limit={config.step_limit}, got {config.step}")
+    if config.gradient_limit is not None and config.gradient_limit <= 0:
+        raise ConfigError(f"gradient_limit must be above 0, or None for no limit, got {config.gradient_limit}")
+
+
+def logit(share: float) -> float:
+    """Where a sigmoid is `share`."""
+    return math.log(share / (1 - share))
 
 
 def precise(t: Tensor) -> torch.dtype:
@@ -130,3 +152,10 @@ def first_weights(network: Network, n_heads: int) -> nn.ParameterList:
     if not isinstance(network.fast[-1], Norm):
         weights[-1].zero_()
     return nn.ParameterList(weights)
+
+
+def first_state(first: nn.ParameterList, batch_size: int, *, momentum: bool) -> FastState:
+    """The state of streams that have read nothing: the learned weights for each, at the first token of a segment."""
+    weights = tuple(W.to(precise(W), copy=True).expand(batch_size, *W.shape) for W in first)
+    carried = tuple(empty(W, *W.shape) for W in weights) if momentum else ()
+    return FastState(weights, carried, weights, torch.zeros(batch_size, dtype=torch.int64))

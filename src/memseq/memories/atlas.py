@@ -26,10 +26,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from memseq.contract import Memory, empty
+from memseq.contract import Memory
 from memseq.errors import ConfigError
 from memseq.layers.attention import check_heads
-from memseq.layers.fast_weights import Associations, Logits, Matrix, Perceptron, Readout, first_weights, precise
+from memseq.layers.fast_weights import Associations, Logits, Matrix, Perceptron, Readout, check_descent, first_state, first_weights, logit
 from memseq.ops.fast_network import Norm
 from memseq.ops.omega import Window, omega_chunkwise
 from memseq.ops.polynomial import monomials, polynomial_features
@@ -66,7 +66,7 @@ class AtlasConfig:
 
     def __post_init__(self) -> None:
         check_heads(self.d_model, self.n_heads, 0.0)
-        for name in ("window", "segment_length", "conv_width", "chunk_size"):
+        for name in ("window", "conv_width", "chunk_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.degree is not None and not 1 <= self.degree <= 4:
@@ -81,14 +81,7 @@ class AtlasConfig:
             raise ConfigError("Muon is for matrices and a normed perceptron has a gain; use form='residual' or 'plain', or muon=None")
         if self.degree is not None and isinstance(self.architecture, Perceptron) and self.architecture.form != "plain":
             raise ConfigError("a path around M needs as many outputs as inputs, and features are more; use form='plain', or degree=None")
-        for name in ("keep", "momentum"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise ConfigError(f"{name} is where a sigmoid starts: give a number inside (0, 1), or None to do without; got {value}")
-        if not 0 < self.step < self.step_limit:
-            raise ConfigError(f"step must lie between 0 and step_limit={self.step_limit}, got {self.step}")
-        if self.gradient_limit is not None and self.gradient_limit <= 0:
-            raise ConfigError(f"gradient_limit must be above 0, or None for no limit, got {self.gradient_limit}")
+        check_descent(self)
 
     @property
     def n_features(self) -> int:
@@ -140,7 +133,7 @@ class AtlasMemory(Memory[AtlasState]):
         self.network = c.architecture.network(c.n_features, c.d_model // c.n_heads)
         self.associate = Associations(c.d_model, c.n_heads, c.conv_width)
         starts = [z for z in (c.keep, c.momentum, c.step / c.step_limit) if z is not None]
-        self.rates = Logits(c.d_model, c.n_heads, [*(math.log(z / (1 - z)) for z in starts), 2.0])  # the last: what a token counts
+        self.rates = Logits(c.d_model, c.n_heads, [*map(logit, starts), 2.0])  # the last: what a token counts
         self.first = first_weights(self.network, c.n_heads)
         zeros = not isinstance(self.network.fast[-1], Norm)  # of a last matrix, through which no gradient would reach the one below:
         if zeros and (c.bias == "product" or c.muon is not None):  # nothing would be written there, or next to nothing made orthogonal
@@ -151,12 +144,11 @@ class AtlasMemory(Memory[AtlasState]):
 
     def init_state(self, batch_size: int) -> AtlasState:
         c = self.config
-        weights = tuple(W.to(precise(W), copy=True).expand(batch_size, *W.shape) for W in self.first)
-        momentum = () if c.momentum is None else tuple(empty(W, *W.shape) for W in weights)
-        fast = FastState(weights, momentum, weights, torch.zeros(batch_size, dtype=torch.int64))
+        fast = first_state(self.first, batch_size, momentum=c.momentum is not None)
+        like = fast.weights[0]
         size = (batch_size, c.n_heads, c.window - 1)
-        vectors = weights[0].new_zeros(*size, c.d_model // c.n_heads)
-        return AtlasState(fast, Window(vectors, vectors.clone(), weights[0].new_zeros(size)), self.associate.init_tail(batch_size))
+        vectors = like.new_zeros(*size, c.d_model // c.n_heads)
+        return AtlasState(fast, Window(vectors, vectors.clone(), like.new_zeros(size)), self.associate.init_tail(batch_size))
 
     def forward(self, x: Float[Tensor, "B T D"], state: AtlasState) -> tuple[Float[Tensor, "B T D"], AtlasState]:
         o, after = self._learn(x, state, reading=True)

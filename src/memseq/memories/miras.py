@@ -25,10 +25,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from memseq.contract import Memory, empty
+from memseq.contract import Memory
 from memseq.errors import ConfigError
 from memseq.layers.attention import check_heads
-from memseq.layers.fast_weights import Associations, Logits, Matrix, Perceptron, Readout, first_weights, precise
+from memseq.layers.fast_weights import Associations, Logits, Matrix, Perceptron, Readout, check_descent, first_state, first_weights, logit
 from memseq.ops.miras import Bounded, Elastic, Huber, Keep, NormQ, Power, Product, Simplex, Squared, miras_chunkwise
 from memseq.ops.titans import FastState, Gates
 
@@ -47,16 +47,7 @@ class Descent:
     gradient_limit: float | None = 4.0  # of a token's gradient, over all weights; None: none
 
     def __post_init__(self) -> None:
-        if self.segment_length < 1:
-            raise ConfigError(f"segment_length must be at least 1, got {self.segment_length}")
-        for name in ("keep", "momentum"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise ConfigError(f"{name} is where a sigmoid starts: give a number inside (0, 1), or None to do without; got {value}")
-        if not 0 < self.step < self.step_limit:
-            raise ConfigError(f"step must lie between 0 and step_limit={self.step_limit}, got {self.step}")
-        if self.gradient_limit is not None and self.gradient_limit <= 0:
-            raise ConfigError(f"gradient_limit must be above 0, or None for no limit, got {self.gradient_limit}")
+        check_descent(self)
 
 
 class MirasState(NamedTuple):
@@ -127,7 +118,7 @@ class MirasMemory(Memory[MirasState]):
         self.associate = Associations(c.d_model, c.n_heads, c.conv_width)
         a = c.algorithm
         starts = [z for z in (a.keep, a.momentum, a.step / a.step_limit) if z is not None]
-        logits = [math.log(z / (1 - z)) for z in starts]
+        logits = [logit(z) for z in starts]
         if isinstance(c.bias, Huber):
             logits.append(math.log(math.expm1(c.delta)))  # of a softplus
         self.rates = Logits(c.d_model, c.n_heads, logits)
@@ -139,9 +130,7 @@ class MirasMemory(Memory[MirasState]):
         self.readout = Readout(c.d_model, c.n_heads)
 
     def init_state(self, batch_size: int) -> MirasState:
-        weights = tuple(W.to(precise(W), copy=True).expand(batch_size, *W.shape) for W in self.first)
-        momentum = () if self.config.algorithm.momentum is None else tuple(empty(W, *W.shape) for W in weights)
-        fast = FastState(weights, momentum, weights, torch.zeros(batch_size, dtype=torch.int64))
+        fast = first_state(self.first, batch_size, momentum=self.config.algorithm.momentum is not None)
         return MirasState(fast, self.associate.init_tail(batch_size))
 
     def forward(self, x: Float[Tensor, "B T D"], state: MirasState) -> tuple[Float[Tensor, "B T D"], MirasState]:

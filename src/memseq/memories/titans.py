@@ -16,7 +16,6 @@ length one, a token's gradient is softly bounded by `gradient_limit`, and gates 
 State: weights and momentum, 8 B H |W| bytes, and the segment's anchor, 4 B H |W| more inside a segment; the convolution's last inputs.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -25,10 +24,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from memseq.contract import Memory, empty
+from memseq.contract import Memory
 from memseq.errors import ConfigError
 from memseq.layers.attention import check_heads
-from memseq.layers.fast_weights import Associations, Logits, Readout, first_weights, precise
+from memseq.layers.fast_weights import Associations, Logits, Readout, check_descent, first_state, first_weights, logit
 from memseq.ops.fast_network import Network, mlp
 from memseq.ops.titans import FastState, Gates, titans_chunkwise, titans_online_linear
 
@@ -60,21 +59,14 @@ class TitansConfig:
 
     def __post_init__(self) -> None:
         check_heads(self.d_model, self.n_heads, 0.0)
-        for name in ("segment_length", "depth", "expansion", "conv_width", "chunk_size"):
+        for name in ("depth", "expansion", "conv_width", "chunk_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.activation not in ("gelu", "silu", "tanh"):
             raise ConfigError(f"activation must be 'gelu', 'silu' or 'tanh', got {self.activation!r}")
         if self.form not in ("plain", "residual", "normed"):
             raise ConfigError(f"form must be 'plain', 'residual' or 'normed', got {self.form!r}")
-        for name in ("forget", "momentum"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise ConfigError(f"{name} is where a sigmoid starts: give a number inside (0, 1), or None to do without; got {value}")
-        if not 0 < self.step < self.step_limit:
-            raise ConfigError(f"step must lie between 0 and step_limit={self.step_limit}, got {self.step}")
-        if self.gradient_limit is not None and self.gradient_limit <= 0:
-            raise ConfigError(f"gradient_limit must be above 0, or None for no limit, got {self.gradient_limit}")
+        check_descent(self)
 
     @property
     def network(self) -> Network:
@@ -98,14 +90,12 @@ class TitansMemory(Memory[TitansState]):
         self.config, self.network = config, config.network
         self.associate = Associations(config.d_model, config.n_heads, config.conv_width)
         starts = [z for z in (config.forget, config.momentum, config.step / config.step_limit) if z is not None]
-        self.rates = Logits(config.d_model, config.n_heads, [math.log(z / (1 - z)) for z in starts])
+        self.rates = Logits(config.d_model, config.n_heads, [logit(z) for z in starts])
         self.first = first_weights(self.network, config.n_heads)
         self.readout = Readout(config.d_model, config.n_heads)
 
     def init_state(self, batch_size: int) -> TitansState:
-        weights = tuple(W.to(precise(W), copy=True).expand(batch_size, *W.shape) for W in self.first)
-        momentum = () if self.config.momentum is None else tuple(empty(W, *W.shape) for W in weights)
-        fast = FastState(weights, momentum, weights, torch.zeros(batch_size, dtype=torch.int64))
+        fast = first_state(self.first, batch_size, momentum=self.config.momentum is not None)
         return TitansState(fast, self.associate.init_tail(batch_size))
 
     def forward(self, x: Float[Tensor, "B T D"], state: TitansState) -> tuple[Float[Tensor, "B T D"], TitansState]:
