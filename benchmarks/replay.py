@@ -5,8 +5,9 @@
 All compute the same gradients (checked here, before anything is measured) for a Memformer language model over a window of
 S segments. Bytes are those of all tensors alive at once on top of the model: activations, kept states, gradients of the
 activations and of the weights; on a CPU they are counted from the tensors, scratch inside a kernel excepted, on CUDA they
-are what the allocator held at its peak. Times are medians; the methods take turns in one process, so that what else the
-machine does meets all of them. The large vocabulary shows what the first pass saves by leaving out the head.
+are what the allocator held at its peak. Times are medians, on a CPU of processor time, which does not run while other
+programs hold the cores; the methods take turns in one process, so that what else the machine does meets all of them. The
+large vocabulary shows what the first pass saves by leaving out the head.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from torch import nn
 from memseq.layers.slots import SlotsConfig
 from memseq.memories.segment_attention import SegmentAttentionConfig
 from memseq.models.memformer import MemformerLMConfig
-from memseq.recipes.machine import describe
+from memseq.recipes.machine import describe, keep_freed_memory
 from memseq.state import detach, state_bytes
 from memseq.training import KeepAll, Offload, Revolve, Segment, Sqrt, StreamCell, checkpointed_loss, replay_backward
 from memseq.training.live_bytes import LiveBytes
@@ -113,7 +114,7 @@ def measure_bytes(a: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def measure_time(a: argparse.Namespace) -> list[dict[str, Any]]:
-    rows = []
+    rows, clock = [], time.process_time if a.device == "cpu" else time.perf_counter
     for vocab_size in a.vocabularies:
         cell = make(a, vocab_size)
         for n in a.timed:
@@ -122,12 +123,12 @@ def measure_time(a: argparse.Namespace) -> list[dict[str, Any]]:
             for turn in range(a.rounds + 1):
                 for name, run in METHODS.items():
                     cell.zero_grad()
-                    start = time.perf_counter()
+                    start = clock()
                     run(cell, window, state)
                     if a.device != "cpu":
                         torch.cuda.synchronize()
                     if turn:  # the first turn warms up
-                        times[name].append(time.perf_counter() - start)
+                        times[name].append(clock() - start)
             median = {name: statistics.median(each) for name, each in times.items()}
             # each turn's ratio first: two methods in one turn meet the same machine
             ratio = {name: statistics.median(x / y for x, y in zip(each, times["full BPTT"], strict=True)) for name, each in times.items()}
@@ -171,6 +172,7 @@ def main() -> None:
     p.add_argument("--device", default="cpu", metavar="NAME", help="cpu or cuda (default cpu)")
     a = p.parse_args()
     torch.set_num_threads(a.threads)
+    keep_freed_memory()
     machine = describe()
     print(f"{machine['gpu'] if a.device != 'cpu' else machine['cpu']}, torch {machine['torch']}, {a.threads} threads")
     worst = check_equal(a)
