@@ -9,9 +9,9 @@ from memseq.errors import ConfigError
 from memseq.layers.persistent import PersistentWindow
 from memseq.memories.sliding_window import SlidingWindowConfig
 from memseq.memories.titans import TitansConfig
-from memseq.models.titans_mac import MACBranchConfig, TitansMACConfig
-from memseq.models.titans_mag import MAGBranchConfig, TitansMAGConfig
-from memseq.models.titans_mal import MALBranchConfig, TitansMALConfig
+from memseq.models.titans_mac import MAC, TitansMACConfig
+from memseq.models.titans_mag import MAG, TitansMAGConfig
+from memseq.models.titans_mal import MAL, TitansMALConfig
 
 F64 = torch.float64
 MEMORY = TitansConfig(d_model=8, n_heads=2, segment_length=4, step=0.5)
@@ -77,7 +77,7 @@ def test_a_window_with_persistent_tokens_is_one_softmax_over_both():
 
 
 def test_memory_as_context_is_its_equations_token_by_token():
-    branch = MACBranchConfig(d_model=8, n_heads=2, n_persistent=2, memory=MEMORY).build().double()
+    branch = MAC(d_model=8, n_heads=2, n_persistent=2, memory=MEMORY).build().double()
     x, state = torch.randn(1, 10, 8, dtype=F64), branch.memory.init_state(1)
     wanted, keys, values, heads = [], [], [], branch.heads
     for t in range(10):
@@ -102,7 +102,7 @@ def test_memory_as_context_is_its_equations_token_by_token():
 
 
 def test_memory_as_gate_is_the_window_gated_by_a_memory_that_has_read_the_persistent_tokens():
-    branch = MAGBranchConfig(d_model=8, n_heads=2, window=3, n_persistent=3, memory=MEMORY).build().double()
+    branch = MAG(d_model=8, n_heads=2, window=3, n_persistent=3, memory=MEMORY).build().double()
     x, P = torch.randn(2, 10, 8, dtype=F64), branch.attention.heads.persistent
     m, _ = branch.memory(torch.cat([P.expand(2, -1, -1), x], dim=1), branch.memory.init_state(2))
     y, _ = branch.attention(x, branch.attention.init_state(2))
@@ -111,7 +111,7 @@ def test_memory_as_gate_is_the_window_gated_by_a_memory_that_has_read_the_persis
 
 
 def test_memory_as_layer_is_the_window_over_what_the_memory_says_of_persistent_tokens_and_stream():
-    branch = MALBranchConfig(d_model=8, n_persistent=3, memory=MEMORY, window=WINDOW).build().double()
+    branch = MAL(d_model=8, n_persistent=3, memory=MEMORY, window=WINDOW).build().double()
     x = torch.randn(2, 10, 8, dtype=F64)
     y, _ = branch.memory(torch.cat([branch.persistent.expand(2, -1, -1), x], dim=1), branch.memory.init_state(2))
     wanted, _ = branch.attention(rms(y, branch.norm.weight), branch.attention.init_state(2))
@@ -129,8 +129,8 @@ def test_persistent_tokens_are_learned(name):
 
 def test_parts_of_another_width_are_refused_in_words():
     narrow = TitansConfig(d_model=4, n_heads=2)
-    for config in (MACBranchConfig, MAGBranchConfig, MALBranchConfig):
-        own = {"window": WINDOW} if config is MALBranchConfig else {"n_heads": 2, **({"window": 3} if config is MAGBranchConfig else {})}
+    for config in (MAC, MAG, MAL):
+        own = {"window": WINDOW} if config is MAL else {"n_heads": 2, **({"window": 3} if config is MAG else {})}
         with pytest.raises(ConfigError, match="make them equal"):
             config(d_model=8, n_persistent=2, memory=narrow, **own)
         with pytest.raises(ConfigError, match="n_persistent must be at least 0"):

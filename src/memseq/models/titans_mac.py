@@ -22,43 +22,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memseq.contract import Memory, empty
-from memseq.errors import ConfigError
 from memseq.layers.attention import check_heads
 from memseq.layers.persistent import PersistentHeads
 from memseq.layers.rotary import places
 from memseq.memories.titans import TitansConfig, TitansState
-from memseq.models.stack import Stack, check_stack
+from memseq.models.titans import Branch, TitansModel
 from memseq.ops.precision import unrounded
 
-__all__ = ["MACBranchConfig", "TitansMACConfig"]
+__all__ = ["MAC", "TitansMACConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TitansMACConfig:
-    vocab_size: int
-    d_model: int
-    n_layers: int
-    memory: TitansConfig  # its segment_length is C
-    n_heads: int = 4  # of the attention
-    n_persistent: int = 4
-    ff_mult: float = 4.0  # hidden units of the feedforward, in d_model
-    dropout: float = 0.0  # of the embedding and of every residual branch
+class TitansMACConfig(TitansModel):
+    """The segment_length of `memory` is C."""
 
-    def __post_init__(self) -> None:
-        check_stack(self)
+    n_heads: int = 4  # of the attention
 
     @property
-    def layers(self) -> tuple[Any, ...]:
-        branch = MACBranchConfig(d_model=self.d_model, n_heads=self.n_heads, n_persistent=self.n_persistent, memory=self.memory)
-        return self.n_layers * (branch,)
+    def branch(self) -> "MAC":
+        return MAC(d_model=self.d_model, n_heads=self.n_heads, n_persistent=self.n_persistent, memory=self.memory)
 
     @classmethod
     def of_size(cls, size: Any, vocab_size: int) -> "TitansMACConfig":
         memory = TitansConfig(d_model=size.d_model, n_heads=size.n_heads, segment_length=size.segment_length)
         return cls(vocab_size=vocab_size, d_model=size.d_model, n_layers=size.n_layers, n_heads=size.n_heads, memory=memory)
-
-    def build(self) -> Stack:
-        return Stack(self)
 
 
 class MACState(NamedTuple):
@@ -69,31 +56,19 @@ class MACState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MACBranchConfig:
-    """One layer of the model, a memory that keeps the law by itself."""
-
-    d_model: int
+class MAC(Branch):
     n_heads: int
-    n_persistent: int
-    memory: TitansConfig
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_heads(self.d_model, self.n_heads, 0.0)
-        if self.memory.d_model != self.d_model:
-            raise ConfigError(f"memory has d_model={self.memory.d_model} and the model d_model={self.d_model}; make them equal")
-        if self.n_persistent < 0:
-            raise ConfigError(f"n_persistent must be at least 0, got {self.n_persistent}")
-
-    @property
-    def segment_length(self) -> int:
-        return self.memory.segment_length
 
     def build(self) -> "MACBranch":
         return MACBranch(self)
 
 
 class MACBranch(Memory[MACState]):
-    def __init__(self, config: MACBranchConfig) -> None:
+    def __init__(self, config: MAC) -> None:
         super().__init__()
         self.config = config
         D = config.d_model

@@ -20,40 +20,27 @@ from memseq.errors import ConfigError
 from memseq.layers.attention import check_heads
 from memseq.layers.persistent import PersistentWindow, WindowState
 from memseq.memories.titans import TitansConfig, TitansState
-from memseq.models.stack import Stack, check_stack
+from memseq.models.titans import Branch, TitansModel
 from memseq.ops.precision import unrounded
 from memseq.state import map_state
 
-__all__ = ["MAGBranchConfig", "TitansMAGConfig"]
+__all__ = ["MAG", "TitansMAGConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TitansMAGConfig:
-    vocab_size: int
-    d_model: int
-    n_layers: int
-    memory: TitansConfig
+class TitansMAGConfig(TitansModel):
     n_heads: int = 4  # of the attention
     window: int = 64  # tokens a token sees, itself included
-    n_persistent: int = 4
-    ff_mult: float = 4.0  # hidden units of the feedforward, in d_model
-    dropout: float = 0.0  # of the embedding and of every residual branch
-
-    def __post_init__(self) -> None:
-        check_stack(self)
 
     @property
-    def layers(self) -> tuple[Any, ...]:
+    def branch(self) -> "MAG":
         shared = {"n_heads": self.n_heads, "window": self.window, "n_persistent": self.n_persistent}
-        return self.n_layers * (MAGBranchConfig(d_model=self.d_model, memory=self.memory, **shared),)
+        return MAG(d_model=self.d_model, memory=self.memory, **shared)
 
     @classmethod
     def of_size(cls, size: Any, vocab_size: int) -> "TitansMAGConfig":
         shared = {"d_model": size.d_model, "n_heads": size.n_heads}
         return cls(vocab_size=vocab_size, n_layers=size.n_layers, window=size.window, memory=TitansConfig.of_size(size), **shared)
-
-    def build(self) -> Stack:
-        return Stack(self)
 
 
 class MAGState(NamedTuple):
@@ -62,34 +49,22 @@ class MAGState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MAGBranchConfig:
-    """One layer of the model, a memory that keeps the law by itself."""
-
-    d_model: int
+class MAG(Branch):
     n_heads: int
     window: int
-    n_persistent: int
-    memory: TitansConfig
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_heads(self.d_model, self.n_heads, 0.0)
-        if self.memory.d_model != self.d_model:
-            raise ConfigError(f"memory has d_model={self.memory.d_model} and the model d_model={self.d_model}; make them equal")
         if self.window < 1:
             raise ConfigError(f"window must be at least 1 (a token sees itself), got {self.window}")
-        if self.n_persistent < 0:
-            raise ConfigError(f"n_persistent must be at least 0, got {self.n_persistent}")
-
-    @property
-    def segment_length(self) -> int:
-        return self.memory.segment_length
 
     def build(self) -> "MAGBranch":
         return MAGBranch(self)
 
 
 class MAGBranch(Memory[MAGState]):
-    def __init__(self, config: MAGBranchConfig) -> None:
+    def __init__(self, config: MAG) -> None:
         super().__init__()
         self.config = config
         D = config.d_model

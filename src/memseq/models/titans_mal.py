@@ -20,40 +20,26 @@ from memseq.contract import Memory
 from memseq.errors import ConfigError
 from memseq.memories.sliding_window import SlidingWindowConfig, SlidingWindowState
 from memseq.memories.titans import TitansConfig, TitansState
-from memseq.models.stack import Stack, check_stack
+from memseq.models.titans import Branch, TitansModel
 from memseq.ops.precision import unrounded
 from memseq.state import map_state
 
-__all__ = ["MALBranchConfig", "TitansMALConfig"]
+__all__ = ["MAL", "TitansMALConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TitansMALConfig:
-    vocab_size: int
-    d_model: int
-    n_layers: int
-    memory: TitansConfig
+class TitansMALConfig(TitansModel):
     window: SlidingWindowConfig
-    n_persistent: int = 4
-    ff_mult: float = 4.0  # hidden units of the feedforward, in d_model
-    dropout: float = 0.0  # of the embedding and of every residual branch
-
-    def __post_init__(self) -> None:
-        check_stack(self)
 
     @property
-    def layers(self) -> tuple[Any, ...]:
-        branch = MALBranchConfig(d_model=self.d_model, n_persistent=self.n_persistent, memory=self.memory, window=self.window)
-        return self.n_layers * (branch,)
+    def branch(self) -> "MAL":
+        return MAL(d_model=self.d_model, n_persistent=self.n_persistent, memory=self.memory, window=self.window)
 
     @classmethod
     def of_size(cls, size: Any, vocab_size: int) -> "TitansMALConfig":
         window = SlidingWindowConfig(d_model=size.d_model, n_heads=size.n_heads, window=size.window)
         memory = TitansConfig.of_size(size)
         return cls(vocab_size=vocab_size, d_model=size.d_model, n_layers=size.n_layers, memory=memory, window=window)
-
-    def build(self) -> Stack:
-        return Stack(self)
 
 
 class MALState(NamedTuple):
@@ -62,32 +48,20 @@ class MALState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MALBranchConfig:
-    """One layer of the model, a memory that keeps the law by itself."""
-
-    d_model: int
-    n_persistent: int
-    memory: TitansConfig
+class MAL(Branch):
     window: SlidingWindowConfig
 
     def __post_init__(self) -> None:
-        for name in ("memory", "window"):
-            part = getattr(self, name)
-            if part.d_model != self.d_model:
-                raise ConfigError(f"{name} has d_model={part.d_model} and the model d_model={self.d_model}; make them equal")
-        if self.n_persistent < 0:
-            raise ConfigError(f"n_persistent must be at least 0, got {self.n_persistent}")
-
-    @property
-    def segment_length(self) -> int:
-        return self.memory.segment_length
+        super().__post_init__()
+        if self.window.d_model != self.d_model:
+            raise ConfigError(f"window has d_model={self.window.d_model} and the model d_model={self.d_model}; make them equal")
 
     def build(self) -> "MALBranch":
         return MALBranch(self)
 
 
 class MALBranch(Memory[MALState]):
-    def __init__(self, config: MALBranchConfig) -> None:
+    def __init__(self, config: MAL) -> None:
         super().__init__()
         self.config = config
         self.persistent = nn.Parameter(torch.randn(config.n_persistent, config.d_model))  # of the size of normalised inputs
