@@ -119,7 +119,7 @@ def test_a_continuation_ends_before_its_stop():
 
 
 def test_what_is_held_does_not_grow_with_the_text():
-    model = gru().float()
+    model = StackConfig(vocab_size=V, d_model=D, layers=(SlidingWindowConfig(d_model=D, n_heads=2, window=8),)).build()
 
     def peak(length):
         scorer = Scorer(model, Bytes(), batch_size=2)
