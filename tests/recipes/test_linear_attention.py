@@ -1,23 +1,54 @@
-"""The recipe of pairs: its rows are as large as it says, and a run is a row in a file."""
+"""The recipe of pairs: its rows are as large as it says, rates come from the sweep, and a run that was cut goes on."""
 
 import json
 from dataclasses import replace
 
+import pytest
+
+from memseq.errors import InputError
 from memseq.recipes import linear_attention as recipe
+from memseq.state import tensors
 
 
-def test_the_matrices_of_all_rows_are_of_one_size():
-    for what in recipe.contenders():
-        state = what.memory.build().init_state(1)
-        assert state[0].numel() == (8192 if "four times" in what.name else 2048), what.name
+def test_the_matrices_of_the_family_are_of_one_size():
+    sizes = {what.name: tensors(what.memory.build().init_state(1))[0].numel() for what in recipe.contenders()}
+    assert len(sizes) == len(recipe.contenders())
+    assert {size for name, size in sizes.items() if name not in recipe.ENDS} == {2048}, sizes
 
 
-def test_a_run_is_a_row(monkeypatch, tmp_path):
-    few = replace(recipe.contenders()[0], stages=((1, 4, 32), (1, 8, 64)), batch_size=3, asked=2)
+def test_a_run_is_a_row_of_its_seed_rate_and_questions():
+    few = replace(recipe.contenders()[1], stages=((1, 2, 16), (1, 4, 32)), batch_size=3, asked=2)
     row = recipe.run(few)
-    assert row == recipe.run(few) | {name: row[name] for name in ("cpu_seconds", "cpu_seconds_of_asking")}
-    assert row != recipe.run(few, seed=1)
-    assert set(row["accuracy"]) == {"8", "16", "32"}
-    monkeypatch.setattr(recipe, "run", lambda what, *, seed: {"name": what.name, "seed": seed})
-    recipe.main(["--json", str(tmp_path / "rows.json"), "--only", "retnet", "--seeds", "2"])
-    assert json.loads((tmp_path / "rows.json").read_text())["rows"] == [{"name": "retnet", "seed": seed} for seed in (0, 1)]
+    assert row == recipe.run(few) | {"cpu_seconds": row["cpu_seconds"]}
+    assert row["accuracy"].keys() == {"4", "8", "16"}
+    model = few.memory.build()
+    assert row["state_bytes"] == 2 * sum(4 * leaf.numel() for leaf in tensors(model.init_state(1)))
+
+
+def test_tests_train_at_the_rate_that_their_own_sweep_found_best(monkeypatch, tmp_path):
+    asked = []
+
+    def run(what, *, seed, questions=0):
+        asked.append((seed, questions))
+        good = (what.name == "gla") == (what.lr == max(recipe.RATES))  # gla alone learns at the higher rate
+        return {"name": what.name, "seed": seed, "lr": what.lr, "accuracy": {"4": 0.9 if good else 0.1, "8": 0.1}}
+
+    monkeypatch.setattr(recipe, "run", run)
+    path = str(tmp_path / "rows.json")
+    with pytest.raises(InputError, match="no sweep of"):
+        recipe.main(["--part", "test", "--json", path])
+    for name in ("gla", "retnet"):
+        recipe.main(["--part", "sweep", "--json", path, "--only", name])
+    for name in ("gla", "retnet"):
+        recipe.main(["--part", "test", "--json", path, "--only", name, "--seeds", "2"])
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    tests = [(row["name"], row["seed"], row["lr"]) for row in rows if row["part"] == "test"]
+    low, high = min(recipe.RATES), max(recipe.RATES)
+    assert tests == [("gla", 0, high), ("gla", 1, high), ("retnet", 0, low), ("retnet", 1, low)]
+    swept = 2 * len(recipe.RATES)
+    assert set(asked[:swept]) == {(recipe.SWEEP_SEED, recipe.SWEEP_SEED)}  # a seed and questions that no test has
+    assert set(asked[swept:]) == {(0, 0), (1, 0)}
+    before = len(asked)
+    recipe.main(["--part", "sweep", "--json", path, "--only", "gla"])
+    recipe.main(["--part", "test", "--json", path, "--only", "gla"])
+    assert len(asked) == before  # what the file holds is not repeated

@@ -1,40 +1,52 @@
-"""Recall of pairs by the scalar-gated linear family at equal size of the matrix: what erasing before writing is worth.
+"""Recall of pairs by the linear family at equal size of the matrix: what the rule by which a memory is written is worth.
 
-Sources: Zoology (Arora et al., arXiv:2312.04927) for the task, `tasks/mqar.py`; the claim is that of the delta rule (DeltaNet,
-arXiv:2406.06484; Gated DeltaNet, arXiv:2412.06464): at equal state it recalls pairs that RetNet's fixed decay does not.
+Sources: Zoology (Arora et al., arXiv:2312.04927) for the task, `tasks/mqar.py`; the claim is that of the delta rules (DeltaNet,
+arXiv:2406.06484; Gated DeltaNet, arXiv:2412.06464; Kimi Linear, arXiv:2510.26692): at equal state, a memory that erases before it writes
+recalls pairs that one which only fades does not.
 
-    python -m memseq.recipes.linear_attention --json results.json
+    python -m memseq.recipes.linear_attention --part sweep --json results.json
+    python -m memseq.recipes.linear_attention --part test --json results.json
 
-Two blocks of width 64 with a matrix of 2,048 numbers a layer (Mamba-2 also with four times that), the same batches in every row:
-first 4 pairs in 32 tokens, then 8 in 64, then 16 in 128, over a vocabulary of 256; without the easy stages nothing is learned in as
-many steps. Asked for 8, 16 and 32 pairs in 128 tokens. Chance is 1/128, guessing among what was shown 1/8, 1/16 and 1/32. RetNet and
-linear attention have no short convolution, as published; the row "retnet, convolution" is RetNet with the convolution and SiLU that
-the delta rules have, so that what differs is the rule.
+Two blocks of width 64, two heads, a matrix of 2,048 numbers a layer in every row of the family (attention keeps all tokens, and Aaren one
+mean a head: the two ends beside it). The same batches in every row of a seed: 2 pairs in 16 tokens, then 4 in 32, 8 in 64 and 16 in 64.
+Linear attention, RetNet and GLA have no short convolution, as published; RetNet and GLA stand there with that of the delta rules too, so
+that what differs is the rule.
+
+    sweep    every row at every rate of `RATES`, one seed that no test has, asked with questions that no test has
+    test     every row at the rate that its own sweep found best (mean of what was asked), on other seeds and test questions
 """
 
 import argparse
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from memseq.errors import InputError
+from memseq.memories.aaren import AarenConfig
+from memseq.memories.attention import AttentionConfig
 from memseq.memories.deltanet import DeltaNetConfig
 from memseq.memories.gated_deltanet import GatedDeltaNetConfig
+from memseq.memories.gla import GLAConfig
+from memseq.memories.kda import KDAConfig
 from memseq.memories.linear_attention import LinearAttentionConfig
 from memseq.memories.mamba2 import Mamba2Config
 from memseq.memories.retnet import RetNetConfig
+from memseq.memories.rwkv7 import RWKV7Config
 from memseq.models.stack import StackConfig
 from memseq.recipes.fitting import Table, fit, weights
 from memseq.state import state_bytes
 from memseq.tasks.mqar import MQARTask
 
-__all__ = ["PairsRun", "contenders", "main", "run"]
+__all__ = ["ENDS", "RATES", "PairsRun", "best_rates", "contenders", "main", "run"]
 
-D, H = 64, 2
-STAGES = ((200, 4, 32), (150, 8, 64), (250, 16, 128))  # steps, pairs, tokens
-ASKED = (8, 16, 32)
+D, H, VOCABULARY = 64, 2, 128
+STAGES = ((100, 2, 16), (100, 4, 32), (100, 8, 64), (100, 16, 64))  # steps, pairs, tokens
+ASKED = (4, 8, 16)  # pairs in 64 tokens
+RATES = (6e-3, 1.5e-2)
+SWEEP_SEED = 1000  # of the sweep's trainings and of its questions; no test has either
+ENDS = ("attention", "aaren")  # rows whose state is not of the family's size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,70 +57,101 @@ class PairsRun:
     memory: Any
     stages: tuple[tuple[int, int, int], ...] = STAGES
     batch_size: int = 32
-    lr: float = 1e-2
-    asked: int = 256  # test samples
+    lr: float = RATES[0]
+    asked: int = 256  # samples
 
 
 def contenders() -> list[PairsRun]:
     """Every row of the table."""
+    size: dict[str, Any] = {"d_model": D, "n_heads": H}
+    keys: dict[str, Any] = {**size, "key_size": D // H}
     return [
-        PairsRun(name="gated_deltanet", memory=GatedDeltaNetConfig(d_model=D, n_heads=H)),
-        PairsRun(name="deltanet", memory=DeltaNetConfig(d_model=D, n_heads=H)),
+        PairsRun(name="attention", memory=AttentionConfig(**size)),
+        PairsRun(name="gated_deltanet", memory=GatedDeltaNetConfig(**size)),
+        PairsRun(name="deltanet", memory=DeltaNetConfig(**size)),
+        PairsRun(name="kda", memory=KDAConfig(**size)),
+        PairsRun(name="rwkv7", memory=RWKV7Config(**size)),
         PairsRun(name="mamba2", memory=Mamba2Config(d_model=D, head_size=64, state_size=16)),
-        PairsRun(name="mamba2, four times the state", memory=Mamba2Config(d_model=D, head_size=64, state_size=64)),
-        PairsRun(name="retnet, convolution", memory=RetNetConfig(d_model=D, n_heads=H, expand_value=1, conv_width=4)),
-        PairsRun(name="retnet", memory=RetNetConfig(d_model=D, n_heads=H, expand_value=1)),
-        PairsRun(name="linear_attention", memory=LinearAttentionConfig(d_model=D, n_heads=H)),
+        PairsRun(name="gla, convolution", memory=GLAConfig(**keys, conv_width=4)),
+        PairsRun(name="retnet, convolution", memory=RetNetConfig(**size, expand_value=1, conv_width=4)),
+        PairsRun(name="gla", memory=GLAConfig(**keys)),
+        PairsRun(name="retnet", memory=RetNetConfig(**size, expand_value=1)),
+        PairsRun(name="linear_attention", memory=LinearAttentionConfig(**size)),
+        PairsRun(name="aaren", memory=AarenConfig(**size)),
     ]
 
 
-def task(n_pairs: int, n_tokens: int = 128) -> MQARTask:
-    return MQARTask(vocabulary=256, n_tokens=n_tokens, n_pairs=n_pairs)
+def task(n_pairs: int, n_tokens: int = 64) -> MQARTask:
+    return MQARTask(vocabulary=VOCABULARY, n_tokens=n_tokens, n_pairs=n_pairs)
 
 
-def run(what: PairsRun, *, seed: int = 0) -> dict[str, Any]:
-    """Train and ask. Seconds are of this process's processor time."""
+def run(what: PairsRun, *, seed: int = 0, questions: int = 0) -> dict[str, Any]:
+    """Train, then ask questions of their own seed. Seconds are of this process's processor time."""
     torch.manual_seed(seed)
     tasks = [task(n_pairs, n_tokens) for steps, n_pairs, n_tokens in what.stages for _ in range(steps)]
-    model = StackConfig(vocab_size=256, d_model=D, layers=2 * (what.memory,), ff_mult=2.0).build()
+    model = StackConfig(vocab_size=VOCABULARY, d_model=D, layers=2 * (what.memory,), ff_mult=2.0).build()
 
     def loss(step: int) -> torch.Tensor:
         batch = tasks[step - 1].sample(what.batch_size, seed=step + 1_000_000 * seed)
         total, count, _ = model.loss(batch.inputs, batch.labels, model.init_state(what.batch_size))
         return total / count
 
-    seconds, began = fit(model, loss, steps=len(tasks), lr=what.lr), time.process_time()
+    seconds = fit(model, loss, steps=len(tasks), lr=what.lr)
     return {
         "name": what.name,
         "seed": seed,
+        "lr": what.lr,
         "steps": len(tasks),
         "cpu_seconds": round(seconds, 1),
         "parameters": weights(model),
-        "state_bytes": state_bytes(model(torch.zeros(1, 8, dtype=torch.int64), model.init_state(1))[1]),
-        "accuracy": {str(n): round(accuracy(model, n, rows=what.asked), 4) for n in ASKED},
-        "cpu_seconds_of_asking": round(time.process_time() - began, 1),
+        "state_bytes": state_bytes(model(torch.zeros(1, 64, dtype=torch.int64), model.init_state(1))[1]),
+        "accuracy": {str(n): round(accuracy(model, n, rows=what.asked, seed=questions + n), 4) for n in ASKED},
     }
 
 
 @torch.no_grad()
-def accuracy(model: Any, n_pairs: int, *, rows: int) -> float:
+def accuracy(model: Any, n_pairs: int, *, rows: int, seed: int) -> float:
     """On test questions."""
-    batch = task(n_pairs).sample(rows, seed=n_pairs, split="test")
+    batch = task(n_pairs).sample(rows, seed=seed, split="test")
     return task(n_pairs).metric(model(batch.inputs, model.init_state(rows))[0], batch)["accuracy"]
 
 
+def best_rates(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The rate of each name whose sweep has the best mean of what was asked."""
+
+    def score(row: dict[str, Any]) -> float:
+        return sum(row["accuracy"].values()) / len(row["accuracy"])
+
+    swept = sorted((row for row in rows if row["part"].startswith("sweep")), key=score)
+    return {row["name"]: row["lr"] for row in swept}  # the last of a name is its best
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Recall of pairs by the scalar-gated linear family, at equal size of the matrix.")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each row (default 3)")
+    parser = argparse.ArgumentParser(description="Recall of pairs by the linear family, at equal size of the matrix.")
+    parser.add_argument("--part", choices=("sweep", "test"), required=True, help="find each row's rate, or train at the rates found")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of each row of the test (default 1)")
     parser.add_argument("--first-seed", type=int, default=0, help="the seed of the first (default 0)")
     parser.add_argument("--only", default="", help="the row of this name alone")
-    parser.add_argument("--json", help="write the result to this file; rows it already holds stay until they are measured anew")
+    parser.add_argument("--json", required=True, help="write the rows to this file, each as it is measured; what it holds is not repeated")
     given = parser.parse_args(arguments)
-    table = Table("python -m memseq.recipes.linear_attention", given.json, chance=1 / 128)
+    table = Table("python -m memseq.recipes.linear_attention", given.json, chance=2 / VOCABULARY)
+    done = {(row["part"], row["name"], row["seed"]) for row in table.rows}
+    wanted = [what for what in contenders() if given.only in ("", what.name)]
+    if given.part == "sweep":
+        for what in wanted:
+            for rate in RATES:
+                part = f"sweep {rate:g}"
+                if (part, what.name, SWEEP_SEED) not in done:
+                    table.add(part=part, **run(replace(what, lr=rate), seed=SWEEP_SEED, questions=SWEEP_SEED))
+        return
+    rates = best_rates(table.rows)
+    missing = [what.name for what in wanted if what.name not in rates]
+    if missing:
+        raise InputError(f"{given.json} has no sweep of {missing[0]!r}; run --part sweep --json {given.json} first")
     for seed in range(given.first_seed, given.first_seed + given.seeds):
-        for what in contenders():
-            if given.only in ("", what.name):
-                table.add(**run(what, seed=seed))
+        for what in wanted:
+            if ("test", what.name, seed) not in done:
+                table.add(part="test", **run(replace(what, lr=rates[what.name]), seed=seed))
 
 
 if __name__ == "__main__":
