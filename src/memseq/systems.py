@@ -177,6 +177,13 @@ _ROWS = (
         "Mamba-2 that takes notes of tokens and looks into them, its own and those below",
     ),
     _model(
+        "recoding",
+        "recoding",
+        "RecodingConfig",
+        "ulmer2021recoding",
+        "an LSTM whose states step down the gradient of its own error while it reads",
+    ),
+    _model(
         "hmt",
         "hmt",
         "HMTConfig",
@@ -210,6 +217,26 @@ _ROWS = (
 )
 
 SYSTEMS: dict[str, System] = {row.stem: row for row in _ROWS}
+_FAMILIES = {
+    "slots that are written and read": "memformer memformer_lm memformer_encdec membart replay",
+    "memory vectors around segments, for any backbone": "rmt armt hmt huggingface bart",
+    "attention to what was kept": "attention sliding_window segment_attention transformer_xl compressive lamemo aaren",
+    "matrices that fade": "linear_attention retnet gla hgrn2 rwkv6 mamba2 mamba2_lm stable_hadamard",
+    "matrices that erase before they write": "deltanet gated_deltanet kda rwkv7",
+    "matrices with company": "mom memmamba stuffed_mamba based base_conv jrt_rnn jrt_rnn_lm jrt_prompt",
+    "networks that learn while they read": (
+        "titans titans_mac titans_mag titans_mal atlas omeganet dot deep_transformers miras moneta yaad memora recoding"
+    ),
+    "recurrent cells": "elman jordan lstm gru timescales bidirectional look_ahead",
+    "any of them together": "stack",
+}
+
+
+def families() -> dict[str, tuple[System, ...]]:
+    """The systems by what they are, each in one family."""
+    return {name: tuple(SYSTEMS[stem] for stem in stems.split()) for name, stems in _FAMILIES.items()}
+
+
 _registered: dict[str, type] = {}  # config classes of the user's
 
 
