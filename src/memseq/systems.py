@@ -18,7 +18,20 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from memseq.errors import ConfigError, nearest
 
-__all__ = ["SYSTEMS", "Paper", "System", "cite", "config_class", "find", "from_dict", "papers", "register", "stem_of", "to_dict"]
+__all__ = [
+    "SYSTEMS",
+    "Paper",
+    "System",
+    "cite",
+    "config_class",
+    "families",
+    "find",
+    "from_dict",
+    "papers",
+    "register",
+    "stem_of",
+    "to_dict",
+]
 
 Kind = Literal["memory", "model", "backbone", "method", "probe", "application"]
 
@@ -199,6 +212,19 @@ _ROWS = (
         "memory vectors around every segment, the last become the next first",
     ),
     _model("armt", "armt", "ARMTConfig", "rodkin2024associative", "RMT with an associative matrix at every layer, written by a delta rule"),
+    _model(
+        "membart",
+        "membart",
+        "MemBARTConfig",
+        "wu2024stateful wu2022memformer",
+        "slots that run beside the tokens through a pretrained encoder, and stay from turn to turn",
+    ),
+    System(
+        stem="bart",
+        kind="backbone",
+        about="a BART of transformers, whose encoder membart reads layer by layer",
+        config=("memseq.retrofit.encoder_decoder", "BartBackboneConfig"),
+    ),
     System(
         stem="huggingface",
         kind="backbone",

@@ -253,6 +253,40 @@ def test_mamba_takes_a_memory_too():
             assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("learns", ["memory", "lora"])
+def test_hmt_is_wrapped_trained_and_saved_like_its_kin(learns, tmp_path):
+    """The recall of vectors, a frozen or adapted backbone: replay is BPTT, an adapter comes back, pieces read like the whole."""
+    settings = {"segment_length": L, "n_kept": 3, "n_sensory": 2}
+    model = with_memory(hub(), "hmt", **settings)
+    assert model.config.feed == "normed"
+    if learns == "memory":
+        freeze_backbone(model)
+    else:
+        add_lora(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p) * p.requires_grad)
+    save_adapter(model, tmp_path)
+    back = load_adapter(tmp_path, hub())
+    assert back.config == model.config
+    assert {n for n, p in back.named_parameters() if p.requires_grad} == {n for n, p in model.named_parameters() if p.requires_grad}
+    tokens = torch.randint(V, (2, 11))
+    whole, _ = model(tokens, model.init_state(2))
+    assert torch.equal(back(tokens, back.init_state(2))[0], whole)
+    first, state = model(tokens[:, :6], model.init_state(2))
+    assert_close(torch.cat([first, model(tokens[:, 6:], state)[0]], dim=1), whole, rtol=1e-4, atol=1e-5)
+
+    model = model.double()
+    segments = window(5)
+    wanted = by_bptt(copy.deepcopy(model), segments)
+    replay_backward(StreamCell(model), segments, model.init_state(2))
+    found = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    top = max(float(g.abs().max()) for g in wanted.values() if g is not None)
+    for name, grad in found.items():
+        assert_close(grad, wanted[name], rtol=1e-9, atol=1e-9 * top, msg=lambda text, name=name: f"{name}: {text}")
+    assert all(found[name].abs().max() > 0 for name in ("query.weight", "key.weight", "prompt", "initial", "gain"))
+
+
 def test_what_is_wrong_is_said(tmp_path):
     with pytest.raises(ConfigError, match="wraps a causal language model of transformers, got Linear"):
         with_memory(torch.nn.Linear(2, 2))

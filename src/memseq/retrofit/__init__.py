@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "BartBackbone": "encoder_decoder",
+    "BartBackboneConfig": "encoder_decoder",
     "HuggingFaceBackbone": "backbone",
     "HuggingFaceConfig": "backbone",
     "MemseqCache": "cache",

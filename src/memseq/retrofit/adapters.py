@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from memseq.errors import CheckpointError, ConfigError, MissingExtraError
 from memseq.models.segments import SegmentModel
 from memseq.retrofit.backbone import HuggingFaceBackbone, HuggingFaceConfig
+from memseq.retrofit.encoder_decoder import BartBackbone, BartBackboneConfig
 from memseq.systems import config_class, from_dict, to_dict
 
 try:
@@ -39,6 +40,8 @@ FORMAT = "memseq.adapter.1"
 def with_memory(model: nn.Module, system: str = "rmt", **settings: Any) -> SegmentModel[Any]:
     """`model`, a causal language model of transformers, inside the segments of `system`; `settings` are fields of its config.
 
+    `system` "membart" wraps a `BartForConditionalGeneration`.
+
     Where the config has a class method `around(backbone, **settings)`, it says what suits a pretrained network. The result is in
     the mode (training or evaluation) the model was in.
     """
@@ -48,7 +51,8 @@ def with_memory(model: nn.Module, system: str = "rmt", **settings: Any) -> Segme
             " adapted then, by add_lora"
         )
     config: Any = config_class(system)
-    backbone = HuggingFaceBackbone(model)
+    kind = BartBackboneConfig if getattr(config, "encoder_decoder", False) else HuggingFaceConfig
+    backbone = kind.of(model).around(model)
     made = config.around(backbone.config, **settings) if hasattr(config, "around") else config(backbone=backbone.config, **settings)
     return made.build(backbone).train(model.training)
 
@@ -107,14 +111,14 @@ def load_adapter(directory: str | os.PathLike[str], model: PreTrainedModel) -> S
     config, weights = _read(directory)
     if not isinstance(config.backbone, HuggingFaceConfig):
         raise CheckpointError(f"{directory} is not an adapter of a model of transformers; load the whole with memseq.load")
-    given = HuggingFaceConfig.of(model)
+    given = type(config.backbone).of(model)
     if given.json != config.backbone.json:
         raise CheckpointError(
             f"{directory} is the adapter of another model: {_difference(config.backbone, given)}; give the one it was trained on"
         )
     if config.backbone.lora is not None:
         inject(model, config.backbone.lora)
-    whole = config.build(HuggingFaceBackbone(model, config.backbone))
+    whole = config.build(config.backbone.around(model))
     parameters = dict(whole.named_parameters())
     own = {name for name in parameters if not name.startswith("backbone.") or ".lora_" in name}
     for name in sorted(own - set(weights)):
@@ -155,8 +159,8 @@ def _read(directory: Path) -> tuple[Any, dict[str, Tensor]]:
         raise CheckpointError(f"{directory / 'adapter.json'}: {error}") from None
 
 
-def _pretrained(model: SegmentModel[Any]) -> HuggingFaceBackbone:
-    if not isinstance(model.backbone, HuggingFaceBackbone):
+def _pretrained(model: SegmentModel[Any]) -> HuggingFaceBackbone | BartBackbone:
+    if not isinstance(model.backbone, HuggingFaceBackbone | BartBackbone):
         raise ConfigError("the backbone is a stack of ours, which learns and is saved with the model; adapters are for pretrained models")
     return model.backbone
 

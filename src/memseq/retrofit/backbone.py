@@ -17,6 +17,7 @@ read with one model, and nothing stays behind. Models whose head is more than a 
 
 import inspect
 import json
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -93,13 +94,21 @@ class HuggingFaceConfig:
     def d_model(self) -> int:
         return self.hub.get_text_config().hidden_size
 
-    def build(self) -> "HuggingFaceBackbone":
+    def build(self) -> Backbone:
         """With new weights; those of a saved model are loaded over them."""
         model = AutoModelForCausalLM.from_config(self.hub)
+        self.put_adapter(model)
+        return HuggingFaceBackbone(model, self)
+
+    def put_adapter(self, model: PreTrainedModel) -> None:
+        """Put the adapter of `lora`, if there is one, into the model."""
         if self.lora is not None:
             from memseq.retrofit.adapters import inject
 
             inject(model, self.lora)
+
+    def around(self, model: PreTrainedModel) -> Backbone:
+        """`model` as the backbone that this config describes."""
         return HuggingFaceBackbone(model, self)
 
 
@@ -115,6 +124,10 @@ class HuggingFaceBackbone(Backbone):
         super().__init__()
         self.config = HuggingFaceConfig.of(model) if config is None else config
         self.model = model  # with its head
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise ConfigError(
+                f"{type(model).__name__} has an encoder, and this system wraps a causal language model; use 'membart' for a BART"
+            )
         self._layers = _layers_of(self.reader, model.config)
         self._mark = _Mark()
         for i, layer in enumerate(self._layers):
@@ -193,13 +206,7 @@ class HuggingFaceBackbone(Backbone):
         head = cast(nn.Module, self.model.get_output_embeddings())
         if type(head) is nn.Linear and head.bias is None:
             return linear_cross_entropy(h, head.weight, targets)
-        chunk = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
-        pieces = zip(h.split(chunk), targets.split(chunk), strict=True)
-        return torch.stack([checkpoint(self._scored, *piece, use_reentrant=False) for piece in pieces]).sum()
-
-    def _scored(self, h: Tensor, targets: Tensor) -> Tensor:
-        logits = self.head(h)
-        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, ignore_index=IGNORE, reduction="sum")
+        return score_by_head(self.head, h, targets, self.config.vocab_size)
 
     def _run(self, x: Tensor, mask: Tensor | None, **given: Any) -> Tensor:
         if mask is not None:
@@ -273,6 +280,18 @@ class HuggingFaceBackbone(Backbone):
             return self.shapes if _near(torch.cat([first, second], dim=1), h) else None
         finally:
             self.train(training)
+
+
+def score_by_head(head: Callable[[Tensor], Tensor], h: Float[Tensor, "N D"], targets: Int[Tensor, "N"], vocab_size: int) -> Tensor:
+    """The sum of the losses in nats behind any head, without the whole table of logits."""
+
+    def scored(h: Tensor, targets: Tensor) -> Tensor:
+        logits = head(h)
+        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, ignore_index=IGNORE, reduction="sum")
+
+    chunk = max(1, LOGITS_AT_ONCE // vocab_size)
+    pieces = zip(h.split(chunk), targets.split(chunk), strict=True)
+    return torch.stack([checkpoint(scored, *piece, use_reentrant=False) for piece in pieces]).sum()
 
 
 class _Mark:
