@@ -12,10 +12,16 @@ from memseq.recipes import memformer_mnist, memformer_recall, memformer_text
 from memseq.recipes.memformer_recall import RecallRun
 
 
-def test_contenders_on_text_have_as_many_weights() -> None:
-    found = {name: memformer_text.weights(config) for name, config in memformer_text.contenders(memformer_text.TextComparison()).items()}
+@pytest.mark.parametrize("near", ["sliding_window", "transformer_xl"])
+@pytest.mark.parametrize("reading", ["all", "1,3"])
+def test_contenders_on_text_have_as_many_weights(near, reading) -> None:
+    what = memformer_text.TextComparison(near=near, reading=reading)
+    configs = memformer_text.contenders(what)
+    found = {name: memformer_text.weights(config) for name, config in configs.items()}
     assert len(found) == 4
     assert max(found.values()) <= 1.001 * min(found.values())
+    assert configs["memformer"].reading == (None if reading == "all" else (1, 3))
+    assert (configs["memformer"].layers[0] == configs["transformer_xl"].layers[0]) == (near == "transformer_xl")
 
 
 def test_contenders_on_digits_have_as_many_weights_and_their_operations_are_counted() -> None:
