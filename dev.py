@@ -267,13 +267,14 @@ BEGIN, END = "<!-- systems: begin (python3 dev.py docs writes what follows) -->"
 
 
 def pages_with_tables():
-    """The pages that hold the table of systems, as they should be; a system that has a page is linked to it."""
-    table = subprocess.check_output([str(PYTHON), "-m", "memseq", "list", "--markdown"], text=True, cwd=str(ROOT))
+    """The pages that hold a table of systems, as they should be; a system that has a page is linked to it."""
     pages = {}
-    for page, folder in ((ROOT / "README.md", "docs/systems/"), (ROOT / "docs" / "systems" / "index.md", "")):
-        linked = table
+    index = ROOT / "docs" / "systems" / "index.md"
+    for page, folder, flags in ((ROOT / "README.md", "docs/systems/", ["--families"]), (index, "", [])):
+        command = [str(PYTHON), "-m", "memseq", "list", "--markdown", *flags]
+        linked = subprocess.check_output(command, text=True, cwd=str(ROOT))
         for path in (ROOT / "docs" / "systems").glob("*.md"):
-            linked = linked.replace(f"| `{path.stem}` |", f"| [`{path.stem}`]({folder}{path.name}) |")
+            linked = linked.replace(f"`{path.stem}`", f"[`{path.stem}`]({folder}{path.name})")
         pages[page] = with_table(page.read_text(encoding="utf-8"), linked)
     return pages
 

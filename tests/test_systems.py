@@ -161,6 +161,11 @@ def test_what_cannot_be_written_is_named(own):
         systems.to_dict(OwnConfig(d_model=8, inner=(1, there_and_back)))
 
 
+def test_every_system_is_in_one_family():
+    named = [row.stem for family in systems.families().values() for row in family]
+    assert sorted(named) == sorted(systems.SYSTEMS), "name a new system in _FAMILIES"
+
+
 def test_every_citation_is_bibtex():
     cited = {key for row in systems.SYSTEMS.values() for key in row.cites}
     assert cited <= set(systems.papers())

@@ -19,7 +19,7 @@ from tyro.conf import Positional
 from memseq.cli_flags import Json, Sets, device, positive, show, words
 from memseq.cli_probe import Probe, Report
 from memseq.errors import ConfigError, MemseqError, nearest
-from memseq.systems import SYSTEMS, cite, config_class, find
+from memseq.systems import SYSTEMS, cite, config_class, families, find
 
 __all__ = ["main"]
 
@@ -199,6 +199,7 @@ class Bench:
 class List:
     """The systems there are."""
 
+    families: Annotated[bool, words("by what they are, names only")] = False
     markdown: Annotated[bool, words("print a table in Markdown")] = False
     json: Json = False
 
@@ -206,6 +207,14 @@ class List:
         from memseq.models.presets import systems_with_presets
         from memseq.report import tables
 
+        if self.families:
+            mark = "`{}`" if self.markdown else "{}"
+            rows = [{"family": name, "systems": ", ".join(mark.format(s.stem) for s in found)} for name, found in families().items()]
+            if self.json or self.markdown:
+                print(tables.as_json(rows) if self.json else tables.markdown(rows))
+            else:
+                tables.print_table(rows)
+            return 0
         trainable, systems = systems_with_presets(), SYSTEMS.values()
         if self.json:
             told = ({"system": s.stem, "kind": s.kind, "about": s.about, "cites": s.cites, "train": s.stem in trainable} for s in systems)
