@@ -30,25 +30,25 @@ def test_tests_train_at_the_rate_that_their_own_sweep_found_best(monkeypatch, tm
 
     def run(what, *, seed, questions=0):
         asked.append((seed, questions))
-        good = (what.name == "gla") == (what.lr == max(recipe.RATES))  # gla alone learns at the higher rate
+        good = (what.name == "mamba2") == (what.lr == max(recipe.RATES))  # mamba2 alone learns at the higher rate
         return {"name": what.name, "seed": seed, "lr": what.lr, "accuracy": {"4": 0.9 if good else 0.1, "8": 0.1}}
 
     monkeypatch.setattr(recipe, "run", run)
     path = str(tmp_path / "rows.json")
     with pytest.raises(InputError, match="no sweep of"):
         recipe.main(["--part", "test", "--json", path])
-    for name in ("gla", "retnet"):
+    for name in ("mamba2", "retnet"):
         recipe.main(["--part", "sweep", "--json", path, "--only", name])
-    for name in ("gla", "retnet"):
+    for name in ("mamba2", "retnet"):
         recipe.main(["--part", "test", "--json", path, "--only", name, "--seeds", "2"])
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     tests = [(row["name"], row["seed"], row["lr"]) for row in rows if row["part"] == "test"]
     low, high = min(recipe.RATES), max(recipe.RATES)
-    assert tests == [("gla", 0, high), ("gla", 1, high), ("retnet", 0, low), ("retnet", 1, low)]
+    assert tests == [("mamba2", 0, high), ("mamba2", 1, high), ("retnet", 0, low), ("retnet", 1, low)]
     swept = 2 * len(recipe.RATES)
     assert set(asked[:swept]) == {(recipe.SWEEP_SEED, recipe.SWEEP_SEED)}  # a seed and questions that no test has
     assert set(asked[swept:]) == {(0, 0), (1, 0)}
     before = len(asked)
-    recipe.main(["--part", "sweep", "--json", path, "--only", "gla"])
-    recipe.main(["--part", "test", "--json", path, "--only", "gla"])
+    recipe.main(["--part", "sweep", "--json", path, "--only", "mamba2"])
+    recipe.main(["--part", "test", "--json", path, "--only", "mamba2"])
     assert len(asked) == before  # what the file holds is not repeated
