@@ -1,0 +1,39 @@
+"""The recipe of recoding measures what it says."""
+
+import json
+
+import pytest
+import torch
+
+from memseq.models.recoding import FixedStep, RecodingConfig
+from memseq.recipes import recoding as recipe
+
+
+def test_calibration_of_players_that_are_known():
+    p = torch.full((1000, 2), 0.5)
+    p[:, 0] = 0.75
+    p[:, 1] = 0.25
+    wanted = torch.zeros(1000, dtype=torch.int64)
+    wanted[750:] = 1
+    assert recipe.calibration(p, wanted) == pytest.approx(0.0, abs=1e-6)
+    assert recipe.calibration(p, torch.zeros(1000, dtype=torch.int64)) == pytest.approx(0.25, abs=1e-6)
+
+
+def test_another_step_keeps_the_weights_and_no_noise_loses_nothing():
+    model = RecodingConfig(vocab_size=256, d_model=8, n_layers=1, step=FixedStep(alpha=0.0)).build().eval()
+    other = recipe.with_step(model, 0.7)
+    assert other.config.step == FixedStep(alpha=0.7)
+    assert torch.equal(other.cells[0].w_x, model.cells[0].w_x)
+    ids = torch.randint(256, (2000,))
+    assert recipe.accident(model, ids, size=0.0) == 0.0
+
+
+def test_the_table_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "STREAMS", 2)
+    monkeypatch.setattr(recipe, "LENGTH", 8)
+    path = tmp_path / "results.json"
+    recipe.main(["--names", "no step,decoders 0.1", "--steps", "2", "--bytes", "8000", "--seeds", "1", "--json", str(path)])
+    found = json.loads(path.read_text())["rows"]
+    assert [(row["part"], row["name"]) for row in found] == [("text", "no step"), ("accident", "no step"), ("text", "decoders, 0.1")]
+    assert set(found[1]["bits_lost_by_alpha"]) == {"0", "0.1", "0.5", "2"}
+    assert 6 < found[0]["bits_per_byte"] < 10
