@@ -64,7 +64,8 @@ def topics(*numbers: int) -> tuple[Task, ...]:
 
 def mixture(**options: Any) -> MoMConfig:
     """1,536 numbers activated, 2,560 kept."""
-    return MoMConfig(**{"d_model": D, "n_heads": 2, "key_size": SIZE, "value_size": SIZE, "chunk_size": CHUNK} | options)
+    shape: dict[str, Any] = {"d_model": D, "n_heads": 2, "key_size": SIZE, "value_size": SIZE, "chunk_size": CHUNK}
+    return MoMConfig(**shape | options)
 
 
 def delta(n_heads: int) -> GatedDeltaNetConfig:
