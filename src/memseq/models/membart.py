@@ -75,7 +75,7 @@ class MemBARTConfig:
 
 
 class MemBART(SegmentModel[MemBARTState]):
-    backbone: EncoderDecoder
+    backbone: EncoderDecoder  # ty: ignore[incompatible-mutable-override]
 
     def __init__(self, config: MemBARTConfig, backbone: EncoderDecoder) -> None:
         super().__init__()
