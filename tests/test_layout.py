@@ -28,7 +28,7 @@ ROOMS = {
     "report": [],
     "cli": ["recipes", "probes", "streams", "training", "retrofit", "report", "models"],  # models: its presets
 }
-ROOT = {"checking", "contract", "errors", "pretrained", "state", "systems"}  # import each other, and rooms only by name on use
+ROOT = {"checking", "configs", "contract", "errors", "pretrained", "state", "systems"}  # import each other, and rooms only by name on use
 # packages that an import of which is slow or that an extra brings: where they may be imported at all
 OPTIONAL = {
     "transformers": {"retrofit"},

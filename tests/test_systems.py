@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from memseq import systems
+from memseq import configs, systems
 from memseq.errors import ConfigError
 from memseq.layers.slots import SlotsConfig
 from memseq.memories.gru import BeforeReset, GRUConfig
@@ -36,7 +36,7 @@ def own(monkeypatch):
 
 
 def there_and_back(config):
-    return systems.from_dict(json.loads(json.dumps(systems.to_dict(config))))
+    return configs.from_dict(json.loads(json.dumps(configs.to_dict(config))))
 
 
 @pytest.mark.parametrize("stem", systems.SYSTEMS)
@@ -92,7 +92,7 @@ def test_nested_tuples_parts_and_variants_go_to_json_and_back():
     assert there_and_back(deep) == deep
     slots = SlotsConfig(d_model=8, n_heads=2, radius=1.0)
     memformer = MemformerLMConfig(vocab_size=5, d_model=8, layers=(WINDOW, (WINDOW, WINDOW)), slots=slots, memory="per_layer")
-    written = systems.to_dict(memformer)
+    written = configs.to_dict(memformer)
     assert there_and_back(memformer) == memformer
     assert written["type"] == "memformer_lm"
     assert written["layers"][1][0]["type"] == "sliding_window"
@@ -101,7 +101,7 @@ def test_nested_tuples_parts_and_variants_go_to_json_and_back():
 
 
 def test_keys_that_are_left_out_take_their_defaults():
-    assert systems.from_dict({"type": "sliding_window", "d_model": 8, "window": 3, "n_heads": 2}) == WINDOW
+    assert configs.from_dict({"type": "sliding_window", "d_model": 8, "window": 3, "n_heads": 2}) == WINDOW
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_keys_that_are_left_out_take_their_defaults():
 )
 def test_errors_name_the_key_and_the_nearest(values, said):
     with pytest.raises(ConfigError) as error:
-        systems.from_dict(values)
+        configs.from_dict(values)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -139,7 +139,7 @@ def test_errors_name_the_key_and_the_nearest(values, said):
 def test_a_config_of_ones_own(own):
     config = OwnConfig(d_model=8, inner=(OwnConfig(d_model=4), WINDOW))
     assert there_and_back(config) == config
-    assert systems.to_dict(config)["type"] == "own"
+    assert configs.to_dict(config)["type"] == "own"
     systems.register("own", OwnConfig)  # twice the same is the same
     with pytest.raises(
         ConfigError, match=r"the stem 'gru' already names memseq\.memories\.gru\.GRUConfig; register OwnConfig under another one"
@@ -153,12 +153,12 @@ def test_a_config_of_ones_own(own):
 
 def test_what_has_no_stem_says_how_to_get_one():
     with pytest.raises(ConfigError, match=r"OwnConfig has no stem.*memseq\.systems\.register\('my_stem', OwnConfig\)"):
-        systems.to_dict(OwnConfig(d_model=8))
+        configs.to_dict(OwnConfig(d_model=8))
 
 
 def test_what_cannot_be_written_is_named(own):
     with pytest.raises(ConfigError, match=r"OwnConfig\.inner\[1\] holds function .* which cannot be written to a file"):
-        systems.to_dict(OwnConfig(d_model=8, inner=(1, there_and_back)))
+        configs.to_dict(OwnConfig(d_model=8, inner=(1, there_and_back)))
 
 
 def test_every_system_is_in_one_family():

@@ -45,7 +45,21 @@ _PUBLIC = {
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 _ALIASES = {"load": "load_pretrained", "save": "save_pretrained"}
 _ROOMS = (
-    *("contract", "errors", "pretrained", "state", "systems", "checking", "ops", "layers", "memories", "models", "training", "streams"),
+    *(
+        "configs",
+        "contract",
+        "errors",
+        "pretrained",
+        "state",
+        "systems",
+        "checking",
+        "ops",
+        "layers",
+        "memories",
+        "models",
+        "training",
+        "streams",
+    ),
     *("tasks", "probes", "retrofit", "applications", "recipes", "report", "cli"),
 )
 

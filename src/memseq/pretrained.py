@@ -21,9 +21,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from memseq.configs import from_dict, to_dict
 from memseq.contract import Memory
 from memseq.errors import CheckpointError, ConfigError
-from memseq.systems import from_dict, to_dict
 
 __all__ = ["load_pretrained", "read_config", "save_pretrained", "weights_of"]
 

@@ -1,12 +1,8 @@
-"""The one list of systems: a stem names a config class, a kind and its papers; and configs as typed JSON.
+"""The one list of systems: a stem names a config class, a kind and its papers.
 
-`memseq list`, `memseq cite`, the tables of the README and of the docs, and the files on disk are all read from here. A
-config is written as a dictionary whose `type` is the stem of its class, nested as the config is nested:
-
-    {"type": "stack", "vocab_size": 256, "d_model": 64, "layers": [{"type": "sliding_window", "d_model": 64, ...}, ...]}
-
-To add a system, add one row below, and its paper to `papers.bib`. A config class of your own takes part after
-`register("my_memory", MyConfig)`. Nothing is imported before it is used.
+`memseq list`, `memseq cite` and the tables of the README and of the docs are read from here, and files on disk name their configs by it
+(`memseq.configs`). To add a system, add one row below, its name to a family, and its paper to `papers.bib`. A config class of your own
+takes part after `register("my_memory", MyConfig)`. Nothing is imported before it is used.
 """
 
 import re
@@ -26,11 +22,9 @@ __all__ = [
     "config_class",
     "families",
     "find",
-    "from_dict",
     "papers",
     "register",
     "stem_of",
-    "to_dict",
 ]
 
 Kind = Literal["memory", "model", "backbone", "method", "probe", "application"]
@@ -336,101 +330,5 @@ def stem_of(config: type) -> str | None:
     return next((stem for stem, other in _registered.items() if other is config), None)
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config as JSON values, with the stems of its classes under `type`; every field is written, defaults too.
-
-    >>> from memseq.memories.sliding_window import SlidingWindowConfig
-    >>> to_dict(SlidingWindowConfig(d_model=8))["type"]
-    'sliding_window'
-    """
-    stem = stem_of(type(config))
-    if stem is None:
-        raise ConfigError(
-            f"{type(config).__qualname__} has no stem, so it cannot be written to a file; call"
-            f" memseq.systems.register('my_stem', {type(config).__qualname__}) first"
-        )
-    return {"type": stem, **_fields_to_json(config, {})}
-
-
-def from_dict(values: Any) -> Any:
-    """The config that `to_dict` wrote. Raises `ConfigError` naming the unknown type or key and the nearest known one."""
-    if not isinstance(values, Mapping) or not isinstance(values.get("type"), str):
-        raise ConfigError(f"a config is a dictionary whose 'type' names a system, got {_shown(values)}")
-    config = config_class(values["type"])
-    return _build(config, {key: value for key, value in values.items() if key != "type"}, {}, values["type"])
-
-
-Parts = Mapping[str, Any]  # dataclasses that are no systems, by the name of their class: what a field's annotation allows
-
-
-def _parts(hint: Any, around: Parts) -> Parts:
-    """The parts an annotation names; where it names none (`Any`), those of the field around it."""
-    if is_dataclass(hint):
-        return {hint.__name__: hint}
-    return {name: part for inner in get_args(hint) for name, part in _parts(inner, {}).items()} or around
-
-
-def _fields_to_json(config: Any, around: Parts) -> dict[str, Any]:
-    hints = get_type_hints(type(config))
-    return {
-        f.name: _to_json(getattr(config, f.name), hints[f.name], around, f"{type(config).__qualname__}.{f.name}") for f in fields(config)
-    }
-
-
-def _to_json(value: Any, hint: Any, around: Parts, place: str) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, tuple | list):
-        return [_to_json(item, hint, around, f"{place}[{i}]") for i, item in enumerate(value)]
-    if not is_dataclass(value) or isinstance(value, type):
-        raise ConfigError(f"{place} holds {_shown(value)}, which cannot be written to a file; use numbers, text, tuples and configs")
-    parts, name = _parts(hint, around), type(value).__name__
-    if type(value) is hint:  # the field says which class it is
-        return _fields_to_json(value, parts)
-    if stem_of(type(value)) is None and parts.get(name) is type(value):
-        return {"type": name, **_fields_to_json(value, parts)}
-    return to_dict(value)
-
-
-def _from_json(value: Any, hint: Any, around: Parts, place: str) -> Any:
-    if isinstance(value, list):
-        return tuple(_from_json(item, hint, around, f"{place}[{i}]") for i, item in enumerate(value))
-    if not isinstance(value, Mapping):
-        return value
-    parts = _parts(hint, around)
-    if "type" not in value and is_dataclass(hint):
-        return _build(hint, value, parts, place)
-    part = parts.get(value.get("type", ""))
-    return from_dict(value) if part is None else _build(part, {k: v for k, v in value.items() if k != "type"}, parts, place)
-
-
-def _build(config: Any, values: Mapping[str, Any], around: Parts, place: str) -> Any:
-    known = {f.name: f for f in fields(config)}
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"{place} has no key {key!r}; {nearest(key, list(known))}")
-    missing = [name for name, f in known.items() if name not in values and f.default is MISSING and f.default_factory is MISSING]
-    if missing:
-        raise ConfigError(f"{place} lacks the key {missing[0]!r}; it needs {', '.join(missing)}")
-    hints = get_type_hints(config)
-    for key, value in values.items():
-        _check_plain(value, hints[key], f"{place}.{key}")
-    return config(**{key: _from_json(value, hints[key], around, f"{place}.{key}") for key, value in values.items()})
-
-
-def _check_plain(value: Any, hint: Any, place: str) -> None:
-    """Raise `ConfigError` where a field of plain values holds something else; a whole number serves as any number."""
-    kinds = get_args(hint) or (hint,)
-    plain = all(kind in (bool, int, float, str, type(None)) for kind in kinds)
-    if plain and type(value) not in kinds and not (type(value) is int and float in kinds):
-        wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise ConfigError(f"{place} must be {wanted}, got {value!r}")
-
-
 def _name(config: type) -> str:
     return f"{config.__module__}.{config.__qualname__}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text[:60]}{'...' if len(text) > 60 else ''}"

@@ -7,11 +7,11 @@ import torch
 from reading import read
 from torch.testing import assert_close
 
+from memseq.configs import from_dict, to_dict
 from memseq.errors import ConfigError
 from memseq.layers.fast_weights import Matrix, Perceptron
 from memseq.memories.atlas import AtlasConfig, DeepTransformersConfig, DotConfig, OmegaNetConfig
 from memseq.memories.titans import TitansConfig
-from memseq.systems import from_dict, to_dict
 
 F64 = torch.float64
 FAMILY = [AtlasConfig(d_model=16, n_heads=2), OmegaNetConfig(d_model=16), DotConfig(d_model=8), DeepTransformersConfig(d_model=8)]

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from memseq.configs import from_dict, to_dict
 from memseq.errors import ConfigError
 from memseq.memories.miras import Descent, Matrix, MemoraConfig, MirasConfig, MonetaConfig, Perceptron, YaadConfig
 from memseq.memories.titans import TitansConfig
 from memseq.ops.miras import Huber, Keep, NormQ, Power, Simplex, Squared
 from memseq.state import tensors
-from memseq.systems import from_dict, to_dict
 
 
 def test_the_three_models_are_their_choices():

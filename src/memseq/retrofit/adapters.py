@@ -21,11 +21,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from memseq.configs import from_dict, to_dict
 from memseq.errors import CheckpointError, ConfigError, MissingExtraError
 from memseq.models.segments import SegmentModel
 from memseq.retrofit.backbone import HuggingFaceBackbone, HuggingFaceConfig
 from memseq.retrofit.encoder_decoder import BartBackbone, BartBackboneConfig
-from memseq.systems import config_class, from_dict, to_dict
+from memseq.systems import config_class
 
 try:
     from transformers.modeling_utils import PreTrainedModel

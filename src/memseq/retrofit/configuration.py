@@ -4,8 +4,9 @@ import json
 from dataclasses import fields, replace
 from typing import Any
 
+from memseq.configs import from_dict, to_dict
 from memseq.errors import ConfigError, MissingExtraError
-from memseq.systems import from_dict, stem_of, to_dict
+from memseq.systems import stem_of
 
 try:
     from transformers.configuration_utils import PreTrainedConfig
@@ -36,7 +37,7 @@ class MemseqConfig(PreTrainedConfig):
         eos_token_id: int | list[int] | None = None,
         **settings: Any,
     ) -> None:
-        self.model = model  # as `memseq.systems.to_dict` writes it
+        self.model = model  # as `memseq.configs.to_dict` writes it
         self.extra = extra  # what was saved beside the model, such as how it was trained
         self.use_cache = use_cache
         self.tie_word_embeddings = tie_word_embeddings
