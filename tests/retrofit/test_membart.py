@@ -279,6 +279,16 @@ def test_what_was_saved_is_what_is_loaded(tmp_path):
     assert_close(again(x, again.init_state(2))[0], wanted, rtol=1e-6, atol=1e-6)
 
 
+def test_a_model_of_half_precision_keeps_its_slots_in_float32():
+    model, x = wrapped(), tokens(2, 3 * L + 1)
+    wanted = model(x, model.init_state(2))[1].slots
+    half = model.to(torch.bfloat16)
+    state = half(x, half.init_state(2))[1]
+    assert state.slots.dtype == torch.float32
+    assert state.response.keys[0].dtype == torch.bfloat16
+    assert (state.slots - wanted).abs().max() < 0.1 * wanted.abs().max()
+
+
 def test_a_session_writes_over_segments():
     model, prompt = wrapped(), tokens(1, 6)[0]
     session = Session(model)

@@ -103,7 +103,7 @@ class MemBART(SegmentModel[MemBARTState]):
     # ------------------------------------------------------------------------------------------------------- the memory
 
     def init_state(self, batch_size: int) -> MemBARTState:
-        slots = self.bias.new_zeros(self.bias.shape)
+        slots = self.bias.new_zeros(self.bias.shape, dtype=torch.promote_types(self.bias.dtype, torch.float32))
         begin = torch.full((1, 1), self.backbone.begin, device=slots.device)
         _, encoded = self.encode(begin, slots[None], noisy=False)
         L, position = self.segment_length, torch.zeros(batch_size, dtype=torch.int64)
