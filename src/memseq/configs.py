@@ -8,7 +8,7 @@ under the name of their class where a field's annotation allows them.
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from memseq.errors import ConfigError, nearest
 from memseq.systems import config_class, stem_of
@@ -100,6 +100,11 @@ def _build(config: Any, values: Mapping[str, Any], around: Parts, place: str) ->
 
 def _check_plain(value: Any, hint: Any, place: str) -> None:
     """Raise `ConfigError` where a field of plain values holds something else; a whole number serves as any number."""
+    if get_origin(hint) is tuple and isinstance(value, list):
+        parts = get_args(hint)
+        for i, item in enumerate(value):
+            _check_plain(item, parts[0] if parts[1:] in ((), (...,)) else parts[min(i, len(parts) - 1)], f"{place}[{i}]")
+        return
     kinds = get_args(hint) or (hint,)
     plain = all(kind in (bool, int, float, str, type(None)) for kind in kinds)
     if plain and type(value) not in kinds and not (type(value) is int and float in kinds):

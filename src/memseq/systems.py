@@ -6,11 +6,10 @@ takes part after `register("my_memory", MyConfig)`. Nothing is imported before i
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module, resources
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Literal
 
 from memseq.errors import ConfigError, nearest
 

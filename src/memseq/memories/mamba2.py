@@ -15,7 +15,7 @@ State: h in float32 and the convolution's last inputs, 4 B (H N P + (width - 1) 
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -70,6 +70,11 @@ class Mamba2Config:
 
         if not (0 < self.retain <= 1 and self.insert > 0):
             raise ConfigError(f"retain lies in (0, 1] and insert above 0, got retain={self.retain} and insert={self.insert}")
+
+    @classmethod
+    def of_size(cls, size: Any) -> "Mamba2Config":
+        """The memory of a `presets.Size`, with heads of 64 where the width allows."""
+        return cls(d_model=size.d_model, head_size=math.gcd(64, 2 * size.d_model))
 
     @property
     def inner(self) -> int:

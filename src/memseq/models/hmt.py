@@ -82,9 +82,11 @@ class HMTConfig:
     @classmethod
     def of_size(cls, size: Any, vocab_size: int) -> "HMTConfig":
         """The model of a `presets.Size`: attention inside the segment, as many kept vectors as other systems have slots."""
-        layer = SegmentAttentionConfig(d_model=size.d_model, n_heads=size.n_heads, segment_length=size.segment_length + 8 + 2)
+        n_sensory = min(8, size.segment_length)
+        inputs = size.segment_length + n_sensory + 2
+        layer = SegmentAttentionConfig(d_model=size.d_model, n_heads=size.n_heads, segment_length=inputs)
         backbone = StackConfig(vocab_size=vocab_size, d_model=size.d_model, layers=size.n_layers * (layer,))
-        return cls(backbone=backbone, segment_length=size.segment_length, n_kept=size.n_slots)
+        return cls(backbone=backbone, segment_length=size.segment_length, n_kept=size.n_slots, n_sensory=n_sensory)
 
     @classmethod
     def around(cls, backbone: Any, **settings: Any) -> "HMTConfig":

@@ -52,7 +52,7 @@ class Mamba2LMConfig:
     @classmethod
     def of_size(cls, size: Any, vocab_size: int) -> "Mamba2LMConfig":
         """Two layers for each block of other models, which have a feedforward beside their memory."""
-        return cls(vocab_size=vocab_size, layer=Mamba2Config(d_model=size.d_model), n_layers=2 * size.n_layers)
+        return cls(vocab_size=vocab_size, layer=Mamba2Config.of_size(size), n_layers=2 * size.n_layers)
 
     def build(self) -> "Mamba2LM":
         return Mamba2LM(self)

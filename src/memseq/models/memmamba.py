@@ -65,7 +65,7 @@ class MemMambaConfig:
     @classmethod
     def of_size(cls, size: Any, vocab_size: int) -> "MemMambaConfig":
         """As `Mamba2LMConfig.of_size`, with notes."""
-        return cls(vocab_size=vocab_size, layer=Mamba2Config(d_model=size.d_model), n_layers=2 * size.n_layers)
+        return cls(vocab_size=vocab_size, layer=Mamba2Config.of_size(size), n_layers=2 * size.n_layers)
 
     def reads_below(self, layer: int) -> range:
         """The layers whose pools `layer` reads: none but at every `below_every`-th."""
