@@ -6,7 +6,7 @@ takes part after `register("my_memory", MyConfig)`. Nothing is imported before i
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from importlib import import_module, resources
 from typing import Literal
