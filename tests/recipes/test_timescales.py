@@ -87,3 +87,16 @@ def test_a_single_head_is_trained_alone():
     model, _ = recipe.master(LeakyNetworkConfig(d_model=1, hidden_size=6), "single", steps=2, until=4, seed=0)
     assert isinstance(model.head(2), nn.Linear)
     assert len(model.heads) == 1  # nothing was mastered in two steps
+
+
+def test_what_is_studied_is_the_network_that_mastered_its_last_size(monkeypatch):
+    exams = iter([1.0, 0.0, 0.0])
+    monkeypatch.setattr(recipe, "CHECKED", 1)
+    monkeypatch.setattr(recipe, "exam", lambda model, sizes, generator: [next(exams)])
+    config = LeakyNetworkConfig(d_model=1, hidden_size=6)
+    model, mastered = recipe.master(config, "single", steps=3, until=4, seed=0)
+    monkeypatch.setattr(recipe, "exam", lambda model, sizes, generator: [0.0])
+    other, nothing = recipe.master(config, "single", steps=1, until=4, seed=0)
+    assert mastered == {2: 1}
+    assert nothing == {}
+    assert torch.equal(model.memory.cell.w_r, other.memory.cell.w_r)  # after one step, not after three

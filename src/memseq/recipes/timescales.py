@@ -86,11 +86,12 @@ def optimizer_of(model: Headed) -> torch.optim.Optimizer:
 
 
 def master(config: Any, curriculum: str, *, steps: int, until: int, seed: int) -> tuple[Headed, dict[int, int]]:
-    """Train by a curriculum from N = 2 on; the network, and the step at which each N was mastered."""
+    """Train by a curriculum from N = 2 on; the network as it last mastered an N, and the step at which it mastered each."""
     torch.manual_seed(seed)
     generator, model, mastered = torch.Generator().manual_seed(seed), Headed(config), {}
     sizes = [2]
     model.head(2)
+    best = model
     optimizer = optimizer_of(model)
     for step in range(1, steps + 1):
         bits = drawn(sizes[-1], BATCH, generator)
@@ -104,12 +105,12 @@ def master(config: Any, curriculum: str, *, steps: int, until: int, seed: int) -
         if step % CHECKED == 0:
             scores = exam(model, sizes, generator)
             if min(float(np.mean(scores)), scores[-1]) > PASS:
-                mastered[sizes[-1]] = step
+                mastered[sizes[-1]], best = step, deepcopy(model)
                 if sizes[-1] == until:
                     break
                 sizes = [*sizes, sizes[-1] + 1] if curriculum == "multi" else [sizes[-1] + 1]
                 optimizer.add_param_group({"params": list(model.head(sizes[-1]).parameters())})
-    return model.eval(), mastered
+    return best.eval(), mastered
 
 
 @torch.no_grad()
