@@ -6,8 +6,8 @@ last. Chance is 1/16. Sources: arXiv:2010.06891 (Memformer and the question), an
     python -m memseq.recipes.segments --json results.json
 
 For all: two blocks of width 64 with four heads, segments of 12 tokens, replay through all segments, a curriculum up to four segments, Adam
-at 1e-3 with a linear fall over the last third, batch 32, and the same processor seconds (`recipes/rmt.py`). Slots and memory vectors are 8;
-caches reach as far as the question over four segments, and no further:
+at 1e-3 with a linear fall over the last third, batch 32, and the same processor seconds (`recipes/rmt.py`). Slots and memory vectors are
+8; the windows of caches are such that two layers reach the question over four segments:
 
     memformer           8 slots that both blocks share
     rmt, armt           8 memory vectors; 8 vectors that write a matrix a layer
