@@ -15,7 +15,8 @@ Queries and keys may be fewer than values: G groups of them, each for H / G head
 formed once a group, and the products with S are one product a group.
 
 Numbers (float32 against float64, relative, L = 16 to 256, gates at their limits, log_a = 0 and -30, too): y, S and gradients below 2e-6
-over 300 tokens (`tests/ops/test_decay.py`); over 1,024 the worst seen in three draws was 1.1e-6. Inputs of lower precision are computed in the precision of S, float32 at least.
+over 300 tokens (`tests/ops/test_decay.py`); over 1,024 the worst seen in three draws was 1.1e-6. Inputs of lower precision are computed
+in the precision of S, float32 at least.
 """
 
 import torch
