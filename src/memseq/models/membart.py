@@ -91,7 +91,7 @@ class MemBART(SegmentModel[MemBARTState]):
         like = first.final_layer_norm.weight.detach()
         kept = torch.promote_types(like.dtype, torch.float32)
         self.bias = nn.Parameter(config.bias_std * torch.randn_like(like.new_empty(config.n_slots, D, dtype=kept)))
-        self.bias.no_decay = True  # ty: ignore[unresolved-attribute]  # its length is the rate of forgetting
+        self.bias.no_decay = True  # ty: ignore[missing-attribute]  # its length is the rate of forgetting
         self.norm = nn.LayerNorm(D).to(like)
         self.slot_layers = nn.ModuleList(SlotLayer(layer) for layer in backbone.encoder_layers)
         self.gate = nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.Linear(D, 1)).to(like)
