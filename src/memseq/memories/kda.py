@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memseq.contract import Memory
-from memseq.errors import ConfigError
-from memseq.layers.conv_heads import ConvHeads
+from memseq.layers.conv_heads import ConvHeads, check_delta_heads, check_strength
 from memseq.layers.head_norm import unit
 from memseq.layers.linear import Linear
 from memseq.ops.channel_decay import kda_chunkwise
@@ -49,18 +48,8 @@ class KDAConfig:
     chunk_size: int = 32  # speed and rounding only
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_heads", "key_size", "value_size", "conv_width", "chunk_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
-        if (self.key_size is None or self.value_size is None) and self.d_model % self.n_heads:
-            near = self.n_heads * -(-self.d_model // self.n_heads)
-            raise ConfigError(
-                f"d_model={self.d_model} cannot be split into n_heads={self.n_heads} equal heads; give key_size and value_size,"
-                f" or use a multiple of {self.n_heads}, such as d_model={near}"
-            )
-        if not 0 < self.strength <= 2:
-            raise ConfigError(f"strength must lie in (0, 2]: beyond 2 a write grows without end, got {self.strength}")
+        check_delta_heads(self)
+        check_strength(self.strength)
 
     def build(self) -> "KDAMemory":
         return KDAMemory(self)

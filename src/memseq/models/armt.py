@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from memseq.errors import ConfigError
 from memseq.memories.segment_attention import SegmentAttentionConfig
 from memseq.models.backbone import Backbone, build_backbone
-from memseq.models.segments import SegmentModel, check_segments
+from memseq.models.segments import OverBackbone, SegmentModel, check_segments
 from memseq.models.stack import StackConfig
 from memseq.ops.associative import dpfp, read, write
 from memseq.state import State
@@ -39,7 +39,7 @@ class ARMTState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ARMTConfig:
+class ARMTConfig(OverBackbone):
     backbone: Any  # a StackConfig, or the config of a pretrained model
     n_slots: int = 8  # N, memory vectors that write
     segment_length: int = 64  # L, tokens; the backbone reads L + N inputs
@@ -55,14 +55,6 @@ class ARMTConfig:
             raise ConfigError(f"nu={self.nu} must lie in 1 to 2 key_size - 1 = {2 * self.key_size - 1}")
         if self.mask not in ("paper", "causal"):
             raise ConfigError(f"mask must be 'paper' or 'causal', got {self.mask!r}")
-
-    @property
-    def vocab_size(self) -> int:
-        return self.backbone.vocab_size
-
-    @property
-    def d_model(self) -> int:
-        return self.backbone.d_model
 
     @property
     def features(self) -> int:

@@ -30,7 +30,7 @@ from memseq.layers.linear import Linear
 from memseq.layers.phases import by_phase
 from memseq.memories.segment_attention import SegmentAttentionConfig
 from memseq.models.backbone import Backbone, build_backbone
-from memseq.models.segments import SegmentModel, as_large_as
+from memseq.models.segments import OverBackbone, SegmentModel, as_large_as
 from memseq.models.stack import StackConfig
 from memseq.state import State
 
@@ -48,7 +48,7 @@ class HMTState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HMTConfig:
+class HMTConfig(OverBackbone):
     backbone: Any  # a StackConfig, or the config of a pretrained model
     segment_length: int = 64  # L, tokens; the backbone reads L + k + 2 inputs
     n_kept: int = 100  # N, segments whose vectors are kept
@@ -70,14 +70,6 @@ class HMTConfig:
             raise ConfigError(f"query must be 'previous' or 'current', got {self.query!r}")
         if self.feed not in ("raw", "normed"):
             raise ConfigError(f"feed must be 'raw' or 'normed', got {self.feed!r}")
-
-    @property
-    def vocab_size(self) -> int:
-        return self.backbone.vocab_size
-
-    @property
-    def d_model(self) -> int:
-        return self.backbone.d_model
 
     @classmethod
     def of_size(cls, size: Any, vocab_size: int) -> "HMTConfig":

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from memseq.errors import ConfigError
 from memseq.memories.segment_attention import SegmentAttentionConfig
 from memseq.models.backbone import Backbone, build_backbone
-from memseq.models.segments import SegmentModel, as_large_as, check_segments
+from memseq.models.segments import OverBackbone, SegmentModel, as_large_as, check_segments
 from memseq.models.stack import StackConfig
 from memseq.state import State
 
@@ -44,7 +44,7 @@ class RMTState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RMTConfig:
+class RMTConfig(OverBackbone):
     backbone: Any  # a StackConfig, or the config of a pretrained model
     n_slots: int = 8  # N; 0 is the backbone alone, every segment by itself
     segment_length: int = 64  # L, tokens; the backbone reads L + 2 N inputs
@@ -60,14 +60,6 @@ class RMTConfig:
             raise ConfigError(f"feed must be 'raw' or 'normed', got {self.feed!r}")
         if self.noise < 0:
             raise ConfigError(f"noise must be 0 or more, got {self.noise}")
-
-    @property
-    def vocab_size(self) -> int:
-        return self.backbone.vocab_size
-
-    @property
-    def d_model(self) -> int:
-        return self.backbone.d_model
 
     @classmethod
     def of_size(cls, size: Any, vocab_size: int) -> "RMTConfig":

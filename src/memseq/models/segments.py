@@ -20,7 +20,7 @@ from memseq.layers.phases import by_phase
 from memseq.models.backbone import Backbone
 from memseq.models.language_model import LanguageModel
 
-__all__ = ["SegmentModel", "as_large_as", "check_segments"]
+__all__ = ["OverBackbone", "SegmentModel", "as_large_as", "check_segments"]
 
 
 @runtime_checkable
@@ -45,6 +45,18 @@ def check_segments(config: Any) -> None:
 def as_large_as(gain: Float[Tensor, "D"], memory: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
     """What left a network's last norm, as large as the gain says: at the start as an embedding, among which it is fed."""
     return gain * memory * (memory.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+
+
+class OverBackbone:
+    """What every config with a field `backbone` says of it."""
+
+    @property
+    def vocab_size(self: Any) -> int:
+        return self.backbone.vocab_size
+
+    @property
+    def d_model(self: Any) -> int:
+        return self.backbone.d_model
 
 
 class SegmentModel(LanguageModel[S]):
