@@ -22,7 +22,6 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ from memseq.memories.segment_attention import SegmentAttentionConfig
 from memseq.memories.transformer_xl import TransformerXLConfig
 from memseq.models.memformer import MemformerLMConfig
 from memseq.models.stack import StackConfig
-from memseq.recipes.machine import describe
+from memseq.recipes.fitting import Table
 from memseq.state import state_bytes
 from memseq.tasks.recall import RecallTask
 from memseq.training.cell import StreamCell
@@ -162,20 +161,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Recall across segments: what replay teaches and how long it lasts.")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each row (default 3)")
     parser.add_argument("--only", default="", help="rows whose name contains this")
-    parser.add_argument("--json", help="write the result to this file")
+    parser.add_argument("--json", help="write the result to this file; rows it holds stay")
+    parser.add_argument("--seed", type=int, default=0, help="the first of them (default 0)")
     given = parser.parse_args(arguments)
-    rows = []
+    table = Table("python -m memseq.recipes.memformer_recall", given.json, chance=question().chance)
     for what in contenders():
         if given.only in what.name:
-            for seed in range(given.seeds):
-                rows.append(run(what, seed=seed))
-                print(json.dumps(rows[-1]), flush=True)
-    result = {"machine": describe(), "command": "python -m memseq.recipes.memformer_recall", "chance": question().chance, "rows": rows}
+            for seed in range(given.seed, given.seed + given.seeds):
+                table.add(**run(what, seed=seed))
     if not given.only:
-        result["claims"] = claims(rows)
-        print(json.dumps(result["claims"], indent=1))
-    if given.json:
-        Path(given.json).write_text(json.dumps(result, indent=1) + "\n")
+        print(json.dumps(claims(table.rows), indent=1))
 
 
 if __name__ == "__main__":
