@@ -25,27 +25,31 @@ import torch
 
 from memseq.errors import InputError
 from memseq.memories.attention import AttentionConfig
+from memseq.memories.base_conv import BaseConvConfig
+from memseq.memories.based import BasedConfig
 from memseq.memories.deltanet import DeltaNetConfig
 from memseq.memories.gated_deltanet import GatedDeltaNetConfig
 from memseq.memories.gla import GLAConfig
+from memseq.memories.hgrn2 import HGRN2Config
 from memseq.memories.kda import KDAConfig
 from memseq.memories.linear_attention import LinearAttentionConfig
 from memseq.memories.mamba2 import Mamba2Config
 from memseq.memories.retnet import RetNetConfig
+from memseq.memories.rwkv6 import RWKV6Config
 from memseq.memories.rwkv7 import RWKV7Config
 from memseq.models.stack import StackConfig
 from memseq.recipes.fitting import Table, fit, weights
 from memseq.state import state_bytes
 from memseq.tasks.mqar import MQARTask
 
-__all__ = ["ENDS", "RATES", "PairsRun", "best_rates", "contenders", "main", "run"]
+__all__ = ["ENDS", "RATES", "PairsRun", "best_rates", "contenders", "main", "model_of", "run"]
 
 D, H, VOCABULARY = 64, 2, 128
 STAGES = ((100, 2, 16), (100, 4, 32), (100, 8, 64), (100, 16, 64))  # steps, pairs, tokens
 ASKED = (4, 8, 16)  # pairs in 64 tokens
 RATES = (6e-3, 1.5e-2)
 SWEEP_SEED = 1000  # of the sweep's trainings and of its questions; no test has either
-ENDS = ("attention",)  # rows whose state is not of the family's size
+ENDS = ("attention", "attention, convolution")  # rows whose state is not of the family's size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +57,9 @@ class PairsRun:
     """One training."""
 
     name: str
-    memory: Any
+    memory: Any  # of a block, or several in a row
     stages: tuple[tuple[int, int, int], ...] = STAGES
+    ff_mult: float = 2.0  # less where a BaseConv of 25,000 weights stands before the memory, so that rows are of about one size
     batch_size: int = 32
     lr: float = RATES[0]
     asked: int = 256  # samples
@@ -64,16 +69,24 @@ def contenders() -> list[PairsRun]:
     """Every row of the table."""
     size: dict[str, Any] = {"d_model": D, "n_heads": H}
     keys: dict[str, Any] = {**size, "key_size": D // H}
+    conv = BaseConvConfig(d_model=D)
     return [
         PairsRun(name="attention", memory=AttentionConfig(**size)),
+        PairsRun(name="attention, convolution", memory=(conv, AttentionConfig(**size)), ff_mult=0.5),
         PairsRun(name="gated_deltanet", memory=GatedDeltaNetConfig(**size)),
         PairsRun(name="deltanet", memory=DeltaNetConfig(**size)),
         PairsRun(name="kda", memory=KDAConfig(**size)),
         PairsRun(name="rwkv7", memory=RWKV7Config(**size)),
+        PairsRun(name="rwkv6", memory=RWKV6Config(**size, mix_rank=8, decay_rank=16)),
         PairsRun(name="mamba2", memory=Mamba2Config(d_model=D, head_size=64, state_size=16)),
         PairsRun(name="gla, convolution", memory=GLAConfig(**keys, conv_width=4)),
+        PairsRun(name="gla", memory=GLAConfig(**keys)),
+        PairsRun(name="hgrn2, convolution", memory=HGRN2Config(**size, conv_width=4)),
+        PairsRun(name="hgrn2", memory=HGRN2Config(**size)),
         PairsRun(name="retnet, convolution", memory=RetNetConfig(**size, expand_value=1, conv_width=4)),
         PairsRun(name="retnet", memory=RetNetConfig(**size, expand_value=1)),
+        PairsRun(name="based, convolution", memory=(conv, BasedConfig(**size, feature_size=6)), ff_mult=0.5),
+        PairsRun(name="linear_attention, convolution", memory=(conv, LinearAttentionConfig(**size)), ff_mult=0.5),
         PairsRun(name="linear_attention", memory=LinearAttentionConfig(**size)),
     ]
 
@@ -82,11 +95,15 @@ def task(n_pairs: int, n_tokens: int = 64) -> MQARTask:
     return MQARTask(vocabulary=VOCABULARY, n_tokens=n_tokens, n_pairs=n_pairs)
 
 
+def model_of(what: PairsRun) -> Any:
+    return StackConfig(vocab_size=VOCABULARY, d_model=D, layers=2 * (what.memory,), ff_mult=what.ff_mult).build()
+
+
 def run(what: PairsRun, *, seed: int = 0, questions: int = 0) -> dict[str, Any]:
     """Train, then ask questions of their own seed. Seconds are of this process's processor time."""
     torch.manual_seed(seed)
     tasks = [task(n_pairs, n_tokens) for steps, n_pairs, n_tokens in what.stages for _ in range(steps)]
-    model = StackConfig(vocab_size=VOCABULARY, d_model=D, layers=2 * (what.memory,), ff_mult=2.0).build()
+    model = model_of(what)
 
     def loss(step: int) -> torch.Tensor:
         batch = tasks[step - 1].sample(what.batch_size, seed=step + 1_000_000 * seed)

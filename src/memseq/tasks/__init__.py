@@ -22,6 +22,7 @@ TASKS = {  # name -> module and class; a module is imported when its task is ask
     "delayed_match": "bits.MatchTask",
     "mqar": "mqar.MQARTask",
     "interleaved_recall": "interleaved.InterleavedRecallTask",
+    "delayed_meaning": "delayed_meaning.DelayedMeaningTask",
     "set_disjointness": "set_disjointness.SetDisjointnessTask",
     "repeat_previous": "popgym.RepeatPreviousTask",
     "autoencode": "popgym.AutoencodeTask",
