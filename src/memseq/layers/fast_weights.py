@@ -20,8 +20,12 @@ from torch.nn import functional as F
 
 from memseq.contract import empty
 from memseq.errors import ConfigError
+from memseq.layers.head_norm import HeadNorm
+from memseq.layers.linear import Linear
 from memseq.layers.short_conv import ShortConv
 from memseq.ops.fast_network import Network, Norm, mlp
+from memseq.ops.linear import linear
+from memseq.ops.normalize import unit
 from memseq.ops.precision import unrounded
 from memseq.ops.titans import FastState
 
@@ -92,7 +96,7 @@ class Associations(nn.Module):
     def __init__(self, d_model: int, n_heads: int, conv_width: int) -> None:
         super().__init__()
         self.n_heads = n_heads
-        self.inputs = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.inputs = Linear(d_model, 3 * d_model, bias=False)
         self.conv = ShortConv(3 * d_model, conv_width, silu=True)
         nn.init.normal_(self.inputs.weight, std=d_model**-0.5)
         with torch.no_grad():  # it begins as the identity, with a little of the tokens before
@@ -105,7 +109,7 @@ class Associations(nn.Module):
         mixed, tail = self.conv(self.inputs(x), tail)
         qkv = mixed.to(precise(self.inputs.weight)).unflatten(-1, (3, self.n_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return F.normalize(q, dim=-1, eps=1e-6).contiguous(), F.normalize(k, dim=-1, eps=1e-6).contiguous(), v.contiguous(), tail
+        return unit(q), unit(k), v.contiguous(), tail
 
 
 class Logits(nn.Module):
@@ -119,7 +123,7 @@ class Logits(nn.Module):
     def forward(self, x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B H T"], ...]:
         dtype = precise(self.weight)
         with unrounded(x):
-            logits = F.linear(x.to(dtype), self.weight.flatten(0, 1).to(dtype), self.bias.flatten().to(dtype))
+            logits = linear(x.to(dtype), self.weight.flatten(0, 1).to(dtype), self.bias.flatten().to(dtype))
         return logits.mT.unflatten(1, self.bias.shape).unbind(1)
 
 
@@ -128,9 +132,9 @@ class Readout(nn.Module):
 
     def __init__(self, d_model: int, n_heads: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(d_model // n_heads, eps=1e-5)
-        self.gate = nn.Linear(d_model, d_model, bias=False)
-        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.norm = HeadNorm(d_model // n_heads, eps=1e-5)
+        self.gate = Linear(d_model, d_model, bias=False)
+        self.out = Linear(d_model, d_model, bias=False)
         for layer in (self.gate, self.out):
             nn.init.normal_(layer.weight, std=d_model**-0.5)
 

@@ -14,6 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from memseq.ops.normalize import rms
+from memseq.ops.precision import unrounded
+
 __all__ = ["GateThenNorm", "HeadNorm", "NormThenGate", "unit"]
 
 
@@ -34,9 +37,9 @@ class HeadNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Float[Tensor, "... F"]) -> Float[Tensor, "... F"]:
-        with torch.autocast(x.device.type, enabled=False):
+        with unrounded(x):
             x = _wide(x)
-            return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
+            return rms(x, self.eps) * self.weight.to(x.dtype)
 
 
 class NormThenGate(nn.Module):
@@ -46,9 +49,9 @@ class NormThenGate(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Float[Tensor, "... F"], gate: Float[Tensor, "... F"]) -> Float[Tensor, "... F"]:
-        with torch.autocast(x.device.type, enabled=False):
+        with unrounded(x):
             x = _wide(x)
-            return (F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps) * F.silu(gate.to(x.dtype))).to(gate.dtype)
+            return (rms(x, self.eps) * self.weight.to(x.dtype) * F.silu(gate.to(x.dtype))).to(gate.dtype)
 
 
 class GateThenNorm(nn.Module):
@@ -60,7 +63,7 @@ class GateThenNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Float[Tensor, "... F"], gate: Float[Tensor, "... F"]) -> Float[Tensor, "... F"]:
-        with torch.autocast(x.device.type, enabled=False):
+        with unrounded(x):
             x = _wide(x)
             x = (x * F.silu(gate.to(x.dtype))).unflatten(-1, (self.n_groups, -1))
-            return (F.rms_norm(x, x.shape[-1:], None, self.eps).flatten(-2) * self.weight.to(x.dtype)).to(gate.dtype)
+            return (rms(x, self.eps).flatten(-2) * self.weight.to(x.dtype)).to(gate.dtype)

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memseq.errors import ConfigError
+from memseq.ops.mixed_products import MixedProduct, Moved, SquaredGradient
 
 __all__ = ["Activation", "Factors", "Fast", "Gated", "Layer", "Linear", "Mixture", "Network", "Norm", "mlp"]
 
@@ -79,7 +80,7 @@ class Linear:
 
     def mixed(self, X: Tensor, W: Tensor, S: Tensor | None, of: Factors, mix: Mixture) -> Tensor:
         """X_t W_t for every t, W_t the mixture of row t: no W_t is formed."""
-        return _MixedProduct.apply(X, W, S, of.inputs, of.errors, mix.weights, mix.momentum, mix.surprise)
+        return MixedProduct.apply(X, W, S, of.inputs, of.errors, mix.weights, mix.momentum, mix.surprise)
 
     def summed(self, of: Factors, weight: Float[Tensor, "... E"]) -> Tensor:
         """sum_j weight_j X_j^T g_j"""
@@ -88,11 +89,11 @@ class Linear:
     def moved(self, W: Tensor, S: Tensor | None, of: Factors, end: Mixture, carried: Mixture | None) -> tuple[Tensor, Tensor | None]:
         """W_L and S_L, from the rows of their mixtures at the chunk's end."""
         S_row = (None, None) if carried is None else (carried.weights, carried.surprise)
-        return _Moved.apply(W, S, of.inputs, of.errors, end.weights, end.momentum, end.surprise, *S_row)
+        return Moved.apply(W, S, of.inputs, of.errors, end.weights, end.momentum, end.surprise, *S_row)
 
     def squared(self, of: Factors) -> Float[Tensor, "... T"]:
         """The squared norm of each token's gradient."""
-        return (torch.linalg.vector_norm(of.inputs, dim=-1) * torch.linalg.vector_norm(of.errors, dim=-1)).square()
+        return SquaredGradient.apply(of.inputs, of.errors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,78 +239,6 @@ def mlp(
         if hidden:
             layers.append(Gated(kind=activation) if gated else Activation(kind=activation))
     return Network(layers=(*layers, Norm(size=sizes[-1])) if norm else tuple(layers), residual=residual)
-
-
-class _MixedProduct(torch.autograd.Function):
-    """beta (X W) + f (X S) - ((X Y^T) * G) g, all products summed in place; its backward keeps X Y^T and scales anew."""
-
-    @staticmethod
-    def forward(ctx: Any, X, W, S, Y, g, beta, f, G) -> Tensor:
-        scores = X @ Y.mT
-        ctx.save_for_backward(X, W, S, Y, g, beta, f, G, scores)
-        out = (X * beta[..., None]) @ W
-        flat = out.flatten(0, -3)
-        if S is not None:
-            flat.baddbmm_((X * f[..., None]).flatten(0, -3), S.flatten(0, -3))
-        flat.baddbmm_((scores * G).flatten(0, -3), g.flatten(0, -3), alpha=-1)
-        return out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
-        X, W, S, Y, g, beta, f, G, scores = ctx.saved_tensors
-        d_scaled = d @ W.mT
-        d_beta = (d_scaled * X).sum(-1)
-        d_X = d_scaled.mul_(beta[..., None])
-        d_W = (X * beta[..., None]).mT @ d
-        d_S = d_f = None
-        if S is not None:
-            d_scaled = d @ S.mT
-            d_f = (d_scaled * X).sum(-1)
-            d_X += d_scaled.mul_(f[..., None])
-            d_S = (X * f[..., None]).mT @ d
-        d_P = d @ g.mT  # of minus P = scores * G
-        d_g = -((scores * G).mT @ d)
-        d_G = -(d_P * scores)
-        d_scores = d_P.mul_(G).neg_()
-        d_X.flatten(0, -3).baddbmm_(d_scores.flatten(0, -3), Y.flatten(0, -3))
-        return d_X, d_W, d_S, d_scores.mT @ X, d_g, d_beta, d_f, d_G
-
-
-class _Moved(torch.autograd.Function):
-    """beta W + f S - (X * G)^T g, and m S - (X * A)^T g, with the sums made in place."""
-
-    @staticmethod
-    def forward(ctx: Any, W, S, X, g, beta, f, G, m, A) -> tuple[Tensor, Tensor | None]:
-        ctx.save_for_backward(W, S, X, g, beta, f, G, m, A)
-        W_end = W * beta[..., None, None]
-        if S is None:
-            return _less(W_end, X * G[..., None], g), None
-        W_end.addcmul_(S, f[..., None, None])
-        return _less(W_end, X * G[..., None], g), _less(S * m[..., None, None], X * A[..., None], g)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_W_end: Tensor, d_S_end: Tensor | None) -> tuple[Tensor | None, ...]:
-        W, S, X, g, beta, f, G, m, A = ctx.saved_tensors
-        d_U = g @ d_W_end.mT  # of (X * G), less a sign
-        d_G, d_beta = -(d_U * X).sum(-1), (d_W_end * W).sum((-1, -2))
-        d_g = (X * G[..., None]) @ d_W_end
-        d_X = d_U.mul_(G[..., None])
-        d_W = d_W_end * beta[..., None, None]
-        if S is None:
-            return d_W, None, d_X.neg_(), d_g.neg_(), d_beta, None, d_G, None, None
-        d_U = g @ d_S_end.mT
-        d_A, d_f, d_m = -(d_U * X).sum(-1), (d_W_end * S).sum((-1, -2)), (d_S_end * S).sum((-1, -2))
-        d_g.flatten(0, -3).baddbmm_((X * A[..., None]).flatten(0, -3), d_S_end.flatten(0, -3))
-        d_X.addcmul_(d_U, A[..., None])
-        d_S = (d_W_end * f[..., None, None]).addcmul_(d_S_end, m[..., None, None])
-        return d_W, d_S, d_X.neg_(), d_g.neg_(), d_beta, d_f, d_G, d_m, d_A
-
-
-def _less(W: Tensor, X: Tensor, g: Tensor) -> Tensor:
-    W.flatten(0, -3).baddbmm_(X.mT.flatten(0, -3), g.flatten(0, -3), alpha=-1)
-    return W
 
 
 class _Slope(torch.autograd.Function):

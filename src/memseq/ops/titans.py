@@ -43,6 +43,7 @@ __all__ = [
     "precise_inputs",
     "products",
     "read_mixed",
+    "shortened",
     "squared_error",
     "surprise",
     "titans_chunkwise",
@@ -78,12 +79,17 @@ def squared_error(prediction: Values, target: Values) -> Values:
     return prediction - target
 
 
+def shortened(network: Network, factors: Sequence[Factors], limit: float) -> Float[Tensor, "B H T"]:
+    """By what a token's gradient, as one vector over all weights, is multiplied to be shorter than `limit`, softly."""
+    squared: Any = sum(layer.squared(f) for layer, f in zip(network.fast, factors, strict=True))
+    return torch.rsqrt(1 + squared / limit**2)
+
+
 def limited(network: Network, factors: Sequence[Factors], limit: float | None) -> list[Factors]:
-    """Every token's gradient made shorter than `limit`, softly, as one vector over all weights."""
+    """Every token's gradient made shorter than `limit`."""
     if limit is None:
         return list(factors)
-    squared: Any = sum(layer.squared(f) for layer, f in zip(network.fast, factors, strict=True))
-    shorter = torch.rsqrt(1 + squared / limit**2)[..., None]
+    shorter = shortened(network, factors, limit)[..., None]
     return [Factors(f.inputs, f.errors * shorter) for f in factors]
 
 
@@ -162,7 +168,9 @@ def titans_chunkwise(
     y, cuts = [], cuts_of(state.position, k.shape[2], segment_length, chunk_size)
     with unrounded(k):
         for q_i, k_i, v_i, gates_i in pieces_of(q, k, v, gates, cuts):
-            factors = surprise(network, state.anchor, k_i, v_i, limit=limit)
+            factors = surprise(network, state.anchor, k_i, v_i)
+            if limit is not None:  # a shorter gradient is a smaller step
+                gates_i = gates_i._replace(step=gates_i.step * shortened(network, factors, limit))
             mix, momentum = mixtures(gates_i)
             if q_i is not None:
                 y.append(read_mixed(network, q_i, state, factors, before(mix) if exclusive else mix))
