@@ -132,6 +132,24 @@ def test_a_normed_feed_does_not_ask_how_long_a_vector_is():
     assert (raw(tokens, longer)[0] - raw(tokens, state)[0]).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("mask", ["causal", "paper"])
+def test_begun_with_nothing_the_first_segment_is_the_backbones_and_the_next_reads_what_it_wrote(mask):
+    model = built(RMTConfig(backbone=stack(), n_slots=N, segment_length=L, mask=mask, begin="nothing"))
+    learned = built(RMTConfig(backbone=stack(), n_slots=N, segment_length=L, mask=mask))
+    learned.load_state_dict(model.state_dict())
+    tokens = torch.randint(V, (2, 2 * L))
+    first, state = model(tokens[:, :L], model.init_state(2))
+    assert_close(first, model.head(model.backbone.read(model.backbone.embed(tokens[:, :L]), None)[0]), **TIGHT)
+    inputs = torch.cat([model.backbone.embed(tokens[:, :L]), model.initial.expand(2, -1, -1)], dim=1)
+    allowed = torch.ones(L + N, L + N).tril().bool()
+    if mask == "paper":
+        allowed[L:, L:] = True
+    wrote = model.backbone.read(inputs, None, mask=allowed)[0][:, L:]
+    assert_close(state.memory, wrote, **TIGHT)
+    second = model(tokens[:, L:], state)[0]  # from then on it is the published network
+    assert_close(second, learned(tokens[:, L:], learned.init_state(2)._replace(memory=wrote))[0], **TIGHT)
+
+
 def test_noise_at_borders_is_of_training_alone_and_replay_meets_it_again():
     model = built(RMTConfig(backbone=stack(), n_slots=N, segment_length=L, noise=0.5))
     plain = built(RMTConfig(backbone=stack(), n_slots=N, segment_length=L))
@@ -189,7 +207,7 @@ def test_errors_say_what_to_do():
         RMTConfig(backbone=recurrent).build()
     with pytest.raises(ConfigError, match="backbone must be a StackConfig or the config of a Backbone"):
         RMTConfig(backbone=GRUConfig(d_model=D)).build()
-    for wrong in ({"n_slots": -1}, {"segment_length": 0}, {"mask": "none"}, {"feed": "cooked"}, {"noise": -1.0}):
+    for wrong in ({"n_slots": -1}, {"segment_length": 0}, {"mask": "none"}, {"feed": "cooked"}, {"noise": -1.0}, {"begin": "late"}):
         with pytest.raises(ConfigError):
             RMTConfig(backbone=stack(), **wrong)
 

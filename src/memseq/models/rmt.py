@@ -14,10 +14,13 @@ mask = "paper": memory vectors of one copy see each other; everything else is ca
 feed = "raw": F(M) = M (paper). "normed": F(M) = g * M / rms(M) with a learned gain that starts at the size of an embedding, for
 pretrained models, whose embeddings are far smaller than what leaves their last norm.
 
+begin = "learned": the first segment reads M_0 (paper). "nothing": it reads no memory vectors and only writes, from M_0, so that its
+logits are the backbone's: for pretrained models, to which vectors that say nothing are text such as they never saw.
+
 noise > 0: while training, what passes a border is M + noise * rms(M) * xi with xi ~ N(0, 1), so that the network learns to clean up
 what it carries; then what it keeps outlasts by far the segments it was trained on (`recipes/rmt.py`).
 
-State: the memory, 4 B N D bytes in float32, and the backbone's cache of the open segment, which is empty at a border.
+State: the memory, 4 B N D bytes in float32, whether it was written, and the backbone's cache of the open segment, empty at a border.
 """
 
 from dataclasses import dataclass
@@ -28,6 +31,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from memseq.errors import ConfigError
+from memseq.layers.phases import by_phase
 from memseq.memories.segment_attention import SegmentAttentionConfig
 from memseq.models.backbone import Backbone, build_backbone
 from memseq.models.segments import OverBackbone, SegmentModel, as_large_as, check_segments
@@ -41,6 +45,7 @@ class RMTState(NamedTuple):
     memory: Float[Tensor, "B N D"]  # M_s, what the open segment reads
     cache: State  # the backbone's, of the open segment
     position: Int[Tensor, "B"]  # tokens in the open segment, on the host
+    written: Int[Tensor, "B"]  # 1 once a segment has written the memory, on the host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,7 @@ class RMTConfig(OverBackbone):
     segment_length: int = 64  # L, tokens; the backbone reads L + 2 N inputs
     mask: str = "paper"  # or "causal"
     feed: str = "raw"  # or "normed"
+    begin: str = "learned"  # or "nothing": what the first segment reads
     noise: float = 0.0  # while training: of what passes a border, relative to its size
 
     def __post_init__(self) -> None:
@@ -58,6 +64,8 @@ class RMTConfig(OverBackbone):
             raise ConfigError(f"mask must be 'paper' or 'causal', got {self.mask!r}")
         if self.feed not in ("raw", "normed"):
             raise ConfigError(f"feed must be 'raw' or 'normed', got {self.feed!r}")
+        if self.begin not in ("learned", "nothing"):
+            raise ConfigError(f"begin must be 'learned' or 'nothing', got {self.begin!r}")
         if self.noise < 0:
             raise ConfigError(f"noise must be 0 or more, got {self.noise}")
 
@@ -98,23 +106,33 @@ class RMT(SegmentModel[RMTState]):
 
     def init_state(self, batch_size: int) -> RMTState:
         memory = self.initial.expand(batch_size, -1, -1)
-        return RMTState(memory, self.backbone.init_cache(batch_size, self.inputs), torch.zeros(batch_size, dtype=torch.int64))
+        zeros = torch.zeros(batch_size, dtype=torch.int64)
+        return RMTState(memory, self.backbone.init_cache(batch_size, self.inputs), zeros, zeros)
+
+    def read_rows(self, tokens: Int[Tensor, "B n"], state: RMTState) -> tuple[Float[Tensor, "B n D"], RMTState]:
+        """Rows in the first segment of their stream are read apart where it reads less than the others."""
+        if self.config.begin == "learned":
+            return super().read_rows(tokens, state)
+        return by_phase(super().read_rows, tokens, state, state.written)
 
     def read_piece(
         self, tokens: Int[Tensor, "B n"], state: RMTState, *, opens: bool, closes: bool
     ) -> tuple[Float[Tensor, "B n D"], RMTState]:
         x = self.backbone.embed(tokens)
         memory = self._fed(state.memory).to(x.dtype)
-        inputs = torch.cat([memory] * opens + [x] + [memory] * closes, dim=1)
-        first = self.config.n_slots if opens else 0
-        mask = self._mask(int(state.position[0]), inputs.shape[1], opens, closes, x.device)
+        reads = self.config.n_slots if self.config.begin == "learned" or int(state.written[0]) else 0
+        inputs = torch.cat([memory] * (opens and reads > 0) + [x] + [memory] * closes, dim=1)
+        first = reads if opens else 0
+        start = 0 if opens else reads + int(state.position[0])
+        mask = self._mask(reads, start, inputs.shape[1], closes, x.device)
         whole = opens and closes  # nothing is to be kept of a segment that is read at once
         h, cache = self.backbone.read(inputs, None if whole else state.cache, mask=mask)
         y, end = h[:, first : first + x.shape[1]], first + x.shape[1]
         if not closes:
-            return y, RMTState(state.memory, cache, state.position + x.shape[1])
+            return y, state._replace(cache=cache, position=state.position + x.shape[1])
         new = self.init_state(len(x))
-        return y, new._replace(memory=self._passed(h[:, end:].to(state.memory.dtype, copy=True)))
+        memory = self._passed(h[:, end:].to(state.memory.dtype, copy=True))
+        return y, new._replace(memory=memory, written=torch.ones_like(new.written))
 
     def _passed(self, memory: Tensor) -> Tensor:
         """What goes over the border."""
@@ -127,18 +145,17 @@ class RMT(SegmentModel[RMTState]):
         """The memory as it stands among embeddings."""
         return memory if self.config.feed == "raw" else as_large_as(self.gain, memory)
 
-    def _mask(self, position: int, n: int, opens: bool, closes: bool, device: torch.device) -> Bool[Tensor, "n S"] | None:
-        """Causal, but a copy of the memory sees the whole of itself; None where that is no difference. Such rows are at one position."""
-        N = self.config.n_slots
-        if self.config.mask == "causal" or N < 2 or not (opens or closes):
+    def _mask(self, reads: int, start: int, n: int, closes: bool, device: torch.device) -> Bool[Tensor, "n S"] | None:
+        """Causal for n inputs from place `start` on, but a copy of the memory sees all of itself; None where that is no difference."""
+        opens = reads > start
+        if self.config.mask == "causal" or self.config.n_slots < 2 or not (opens or closes):
             return None
-        start = 0 if opens else N + position
         seen = torch.arange(start + n, device=device)
         own = seen[start:, None]
         mask = seen <= own
         if opens:
-            mask |= (own < N) & (seen < N)
+            mask |= (own < reads) & (seen < reads)
         if closes:
-            end = N + self.config.segment_length
+            end = reads + self.config.segment_length
             mask |= (own >= end) & (seen >= end)
         return mask

@@ -2,16 +2,18 @@
 
     python -m memseq.recipes.retrofit path/to/data --json results.json
 
-The model is stories260K (a Llama of 260,032 parameters, trained on children's stories), the text is novels, which it never saw: the
-folder holds `models/stories260K` and `books`. Three trainings of equal processor time, all weights learning, on the same documents of
-about 12 segments, by memory replay over windows of 1 to 8 segments: the model alone, segment by segment; inside RMT; inside ARMT.
-Then held-out novels:
+The model is stories260K (a Llama of 260,032 parameters, trained on children's stories), the text is novels; the folder holds
+`models/stories260K` and `books`. First the model alone learns novels, at a context of 256 tokens: it is then a model of the text that
+somebody has. Around it each row puts a system that reads segments of 64 tokens, and trains further, every row on the same windows of
+the same documents: the model alone and segment by segment (what is compared with), RMT and ARMT; all weights, the memory's alone, or the
+memory and LoRA. On held-out novels then, in perplexity a token:
 
-    inside     perplexity of a text's first segment, where there is nothing to remember: what the memory costs
-    beyond     perplexity of its second to last segment: what it brings
-    cleared    the same with the state made anew at every segment: what of it is the memory's
+    inside      every segment with a fresh state: there is nothing to remember, and this is what the memory costs
+    beyond      from the second segment of a passage on, with the state carried: what it brings
+    another's   the same with the state of another passage: what the vectors are worth that remember nothing of this one
+    context     the model alone without a memory, by the tokens it sees: what there is to be had
 
-And before any training, on a story that the model itself tells: what wrapping alone changes.
+The same before that training says what wrapping alone changes. Rows that the file holds already are kept.
 """
 
 import argparse
@@ -21,136 +23,214 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int64
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from memseq.recipes.machine import describe
-from memseq.retrofit import load_llama2c, with_memory
-from memseq.state import state_bytes
+from memseq.recipes.fitting import Table, fit
+from memseq.recipes.machine import keep_freed_memory
+from memseq.retrofit import add_lora, freeze_backbone, load_llama2c, with_memory
+from memseq.state import detach, select, state_bytes
 from memseq.tasks.llama2c import read_llama2c_tokenizer
 from memseq.tasks.text import books
 from memseq.training.cell import StreamCell
 from memseq.training.curriculum import Curriculum
-from memseq.training.lanes import Lanes
+from memseq.training.lanes import Lanes, TokenDocuments
 from memseq.training.optim import AdamWConfig, clip_gradients
 from memseq.training.replay import replay_backward
 
-__all__ = ["Contender", "claims", "contenders", "losses", "main", "run"]
+__all__ = ["Contender", "Novels", "Scores", "claims", "contenders", "main", "run", "scores"]
 
-L = 64
-WINDOWS = Curriculum(stages=(1, 2, 4, 8), steps=40)
-DOCUMENTS = 10_000
+L, CONTEXT = 64, 256
+DOCUMENT = 12  # segments of a document: beginnings are learned too
+BATCH = 16
+MEMORY_RATE = 3.0  # times the rate of the model's own weights
 COST = 1.005  # of perplexity inside a segment, at most
+ALONE = "alone"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """One row: the system around the model, with its settings."""
+    """One row: the system around the model, and what of it learns: "all", "memory" or "lora"."""
 
     name: str
     system: str
     settings: dict[str, Any] = field(default_factory=dict)
+    learns: str = "all"
+
+
+class Novels(NamedTuple):
+    """The text as tokens of stories260K."""
+
+    train: list[np.ndarray]  # a book each
+    passages: Int64[Tensor, "B S"]  # of held-out books, from places all over them
+
+
+class Scores(NamedTuple):
+    """Perplexities a token."""
+
+    inside: float
+    beyond: float
+    anothers: float
+    nats_by_segment: list[float]
 
 
 def contenders() -> list[Contender]:
     """Every row of the table; the first is what the others are compared with."""
+    rmt, nothing = {"n_slots": 8}, {"n_slots": 8, "begin": "nothing"}
+    armt = {"n_slots": 8, "key_size": 16}
     return [
-        Contender(name="alone", system="rmt", settings={"n_slots": 0}),
-        Contender(name="rmt", system="rmt", settings={"n_slots": 8}),
-        Contender(name="armt", system="armt", settings={"n_slots": 8, "key_size": 16}),
+        Contender(name=ALONE, system="rmt", settings={"n_slots": 0}),
+        Contender(name="rmt, begins with learned vectors", system="rmt", settings=rmt),
+        Contender(name="rmt", system="rmt", settings=nothing),
+        Contender(name="rmt, memory alone", system="rmt", settings=nothing, learns="memory"),
+        Contender(name="rmt, memory and LoRA", system="rmt", settings=nothing, learns="lora"),
+        Contender(name="armt", system="armt", settings=armt),
+        Contender(name="armt, memory alone", system="armt", settings=armt, learns="memory"),
+        Contender(name="armt, memory and LoRA", system="armt", settings=armt, learns="lora"),
     ]
 
 
-def wrapped(what: Contender, folder: Path) -> Any:
+def novels(data: Path, *, rows: int, segments: int) -> Novels:
+    tokenizer, length = read_llama2c_tokenizer(data / "models" / "stories260K" / "tok512.bin"), segments * L + 1
+
+    def read(split: str) -> list[np.ndarray]:
+        text = books(data / "books", split, tokenizer)
+        return [np.concatenate([ids for _, ids in text.chunks(document)]).astype(np.int64) for document in range(len(text))]
+
+    held, found = read("valid"), []
+    for number, ids in enumerate(held):
+        share = rows // len(held) + (number < rows % len(held))
+        found += [ids[start : start + length] for start in np.linspace(0, len(ids) - length, share).astype(int)]
+    return Novels(read("train"), torch.from_numpy(np.stack(found)))
+
+
+def adapted(data: Path, train: Sequence[np.ndarray], tokens: int, keep: Path | None) -> Any:
+    """stories260K after `tokens` tokens of novels; the weights are kept in, and taken from, the file `keep` where one is named."""
     torch.manual_seed(0)
-    return with_memory(load_llama2c(folder / "stories260K.bin"), what.system, segment_length=L, **what.settings)
+    hub = load_llama2c(data / "models" / "stories260K" / "stories260K.bin")
+    if keep is not None and keep.is_file():
+        hub.load_state_dict(load_file(keep), strict=False)  # the head is the embedding, which is stored once
+        return hub
+    model, text, chance = with_memory(hub, "rmt", n_slots=0, segment_length=CONTEXT), np.concatenate(train), np.random.default_rng(0)
+
+    def loss(_: int) -> Tensor:
+        places = chance.integers(len(text) - CONTEXT - 1, size=BATCH)
+        ids = torch.from_numpy(np.stack([text[at : at + CONTEXT + 1] for at in places]))
+        nats, count, _ = model.loss(ids[:, :-1], ids[:, 1:], model.init_state(BATCH))
+        return nats / int(count)
+
+    fit(model, loss, steps=max(1, tokens // (BATCH * CONTEXT)), lr=2e-3, weight_decay=0.01)
+    if keep is not None:
+        save_file({name: p.detach() for name, p in hub.named_parameters()}, keep)
+    return hub
+
+
+def wrapped(what: Contender, hub: Any) -> Any:
+    """The row's model, with what learns set; the memory's own weights learn faster."""
+    torch.manual_seed(0)
+    model: Any = with_memory(hub, what.system, segment_length=L, **what.settings)
+    if what.learns == "memory":
+        freeze_backbone(model)
+    elif what.learns == "lora":
+        from peft import LoraConfig
+
+        add_lora(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]))
+    for name, p in model.named_parameters():
+        if not name.startswith("backbone."):
+            p.lr_scale = MEMORY_RATE
+    return model
 
 
 @torch.no_grad()
-def losses(model: Any, texts: Tensor, *, cleared: bool = False) -> list[float]:
-    """Nats a token of texts [B, S L + 1], segment by segment, in evaluation mode."""
-    training, state, found = model.training, model.init_state(len(texts)), []
+def scores(model: Any, texts: Int64[Tensor, "B S"]) -> Scores:
+    """Of passages of whole segments and one token more, in evaluation mode."""
+    rows, training = len(texts), model.training
+    state, others = model.init_state(rows), torch.arange(rows).roll(rows // 2)
+    nats: dict[str, list[float]] = {"own": [], "fresh": [], "another's": []}
     model.eval()
     for at in range(0, texts.shape[1] - 1, L):
-        loss, count, state = model.loss(texts[:, at : at + L], texts[:, at + 1 : at + L + 1], state)
-        found.append(float(loss) / int(count))
-        state = model.init_state(len(texts)) if cleared else state
+        tokens, targets = texts[:, at : at + L], texts[:, at + 1 : at + L + 1]
+        for name, begun in (("fresh", model.init_state(rows)), ("another's", select(state, others)), ("own", state)):
+            loss, count, after = model.loss(tokens, targets, begun)
+            nats[name].append(float(loss) / int(count))
+        state = detach(after)
     model.train(training)
+    return Scores(
+        _perplexity(nats["fresh"]), _perplexity(nats["own"][1:]), _perplexity(nats["another's"][1:]), [round(n, 4) for n in nats["own"]]
+    )
+
+
+@torch.no_grad()
+def by_context(hub: Any, texts: Int64[Tensor, "B S"]) -> dict[str, float]:
+    """Perplexity of the second half of passages, by the tokens that the model alone sees before each: so many, and up to L more."""
+    found, half = {}, (texts.shape[1] - 1) // 2
+    for before in (0, L, half):
+        model: Any = with_memory(hub, "rmt", n_slots=0, segment_length=before + L).eval()
+        total, n = 0.0, 0
+        for at in range(half, texts.shape[1] - 1, L):
+            targets = texts[:, at - before + 1 : at + L + 1].clone()
+            targets[:, :before] = -100
+            loss, count, _ = model.loss(texts[:, at - before : at + L], targets, model.init_state(len(texts)))
+            total, n = total + float(loss), n + int(count)
+        found[str(before)] = round(math.exp(total / n), 3)
     return found
 
 
-def held_out(folder: Path, tokenizer: Any, rows: int, segments: int) -> Tensor:
-    """Passages of the validation novels, from places all over them."""
-    length, text, found = segments * L + 1, books(folder, "valid", tokenizer), []
-    for document in range(len(text)):
-        ids = np.concatenate([chunk for _, chunk in text.chunks(document)])
-        share = rows // len(text) + (document < rows % len(text))
-        starts = np.linspace(0, len(ids) - length, share).astype(int)
-        found += [ids[start : start + length] for start in starts]
-    return torch.from_numpy(np.stack(found).astype(np.int64))
-
-
-def story(folder: Path, rows: int) -> Tensor:
-    """Stories by the model itself, one a row: text of the kind it knows."""
-    hub = load_llama2c(folder / "stories260K.bin")
-    torch.manual_seed(0)
-    begin = torch.ones(rows, 1, dtype=torch.int64)
-    with torch.no_grad():
-        return hub.generate(begin, max_new_tokens=2 * L, min_new_tokens=2 * L, do_sample=True, temperature=0.8, pad_token_id=0)
-
-
-def run(what: Contender, data: Path, *, minutes: float, seed: int = 0, rows: int = 48, segments: int = 8) -> dict[str, Any]:
+def run(what: Contender, hub: Any, text: Novels, *, steps: int, seed: int = 0) -> dict[str, Any]:
     """Train on novels and score held-out ones. Seconds are of this process's processor time."""
-    folder = data / "models" / "stories260K"
-    tokenizer, model = read_llama2c_tokenizer(folder / "tok512.bin"), wrapped(what, folder)
-    before = losses(model, story(folder, 16))
+    model, before = wrapped(what, hub), None
+    if seed == 0:
+        before = scores(model, text.passages)
+    torch.manual_seed(seed)
     model.train()
-    documents = books(data / "books", "train", tokenizer).at_least(DOCUMENTS)  # of about 12 segments: beginnings are learned too
-    lanes = Lanes(documents, batch_size=8, segment_length=L, seed=seed)
+    length = DOCUMENT * L + 1
+    parts = [ids[at : at + length] for ids in text.train for at in range(0, len(ids) - length, length)]
+    lanes = Lanes(TokenDocuments(parts), batch_size=BATCH, segment_length=L, seed=seed)
+    windows = Curriculum(stages=(2, 4, 8), steps=max(1, steps // 4))
     cell, optimizer = StreamCell(model), AdamWConfig(lr=1e-3, weight_decay=0.01).build(model)
-    state, began, step, tokens = model.init_state(8), time.process_time(), 0, 0
-    while (spent := (time.process_time() - began) / (60 * minutes)) < 1:
-        window = [next(lanes) for _ in range(WINDOWS.n_segments(WINDOWS.at(step), seed))]
+    state, tokens, began = model.init_state(BATCH), 0, time.process_time()
+    for step in range(steps):
+        window = [next(lanes) for _ in range(windows.n_segments(windows.at(step), seed))]
         count = sum(int((segment.targets != -100).sum()) for segment in window)
-        optimizer.set_rate(min(1.0, (step + 1) / 20) * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, spent)))))
+        optimizer.set_rate(min(1.0, (step + 1) / 20) * (0.05 + 0.475 * (1 + math.cos(math.pi * step / steps))))
         state = replay_backward(cell, window, state, scale=1 / count).state
         clip_gradients(optimizer.parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        step, tokens = step + 1, tokens + count
-    seconds = time.process_time() - began
-    texts = held_out(data / "books", tokenizer, rows, segments)
-    nats, without = losses(model, texts), losses(model, texts, cleared=True)
+        tokens += count
+    seconds, after = time.process_time() - began, scores(model, text.passages)
     return {
         "name": what.name,
         "seed": seed,
-        "steps": step,
+        "learns": what.learns,
+        "steps": steps,
         "tokens": tokens,
         "cpu_seconds": round(seconds, 1),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "learned_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "added_parameters": sum(p.numel() for name, p in model.named_parameters() if not name.startswith("backbone.")),
         "state_bytes": state_bytes(model.init_state(1)),
-        "own_story_before_training": {"inside": _perplexity(before[:1]), "beyond": _perplexity(before[1:])},
-        "inside": _perplexity(nats[:1]),
-        "beyond": _perplexity(nats[1:]),
-        "beyond_cleared": _perplexity(without[1:]),
-        "nats_by_segment": [round(n, 4) for n in nats],
+        "untrained": before._asdict() if before else None,
+        **after._asdict(),
     }
 
 
 def claims(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Inside a segment at most half a per cent more perplexity than the model alone, beyond it less."""
-    alone = {row["seed"]: row for row in rows if row["name"] == "alone"}
+    """Inside a segment at most half a per cent more perplexity than the model alone after the same training, beyond it less."""
+    alone = {row["seed"]: row for row in rows if row["name"] == ALONE}
     found = {}
     for row in rows:
-        if row["name"] != "alone" and row["seed"] in alone:
+        if row["name"] != ALONE and row["seed"] in alone:
             inside, beyond = (round(row[place] / alone[row["seed"]][place], 4) for place in ("inside", "beyond"))
-            ok = inside <= COST and beyond < 1
+            ok = inside <= COST and beyond < 1 and row["beyond"] < row["anothers"]
             found[f"{row['name']}, seed {row['seed']}"] = {
                 "inside, of alone": inside,
                 "beyond, of alone": beyond,
+                "beyond, of another's memory": round(row["beyond"] / row["anothers"], 4),
                 "target inside": COST,
                 "ok": ok,
             }
@@ -164,24 +244,32 @@ def _perplexity(nats: Sequence[float]) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="stories260K with a memory, on novels.")
     parser.add_argument("data", type=Path, help="a folder that holds models/stories260K and books")
-    parser.add_argument("--minutes", type=float, default=1.2, help="of training, each, in processor time (default 1.2)")
+    parser.add_argument("--adapt", type=int, default=2_000_000, help="tokens of novels for the model alone, first (default 2,000,000)")
+    parser.add_argument("--adapted", type=Path, help="keep that model's weights in this file, or take them from it")
+    parser.add_argument("--steps", type=int, default=200, help="of each row's training (default 200, of about 3,200 tokens)")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each row (default 1)")
-    parser.add_argument("--only", default=None, help="one row, by its name")
-    parser.add_argument("--json", type=Path, help="write the result to this file; rows that it holds are kept")
+    parser.add_argument("--only", action="append", help="a row, by its name; may be given again (default: all)")
+    parser.add_argument("--rows", type=int, default=96, help="held-out passages of 8 segments (default 96)")
+    parser.add_argument("--json", help="write the result to this file; rows that it holds are kept")
     given = parser.parse_args(arguments)
-    rows = json.loads(given.json.read_text())["rows"] if given.json and given.json.is_file() else []
-    there = {(row["name"], row["seed"]) for row in rows}
+    keep_freed_memory()
+    text = novels(given.data, rows=given.rows, segments=8)
+    start = adapted(given.data, text.train, given.adapt, given.adapted).state_dict()
+
+    def hub() -> Any:
+        model = load_llama2c(given.data / "models" / "stories260K" / "stories260K.bin")
+        model.load_state_dict(start)
+        return model
+
+    command = f"python -m memseq.recipes.retrofit DATA --adapt {given.adapt} --steps {given.steps}"
+    table = Table(command, given.json, segment_length=L, context=by_context(hub(), text.passages))
+    there = {(row["name"], row["seed"]) for row in table.rows}
     for seed in range(given.seeds):
         for what in contenders():
-            if given.only not in (None, what.name) or (what.name, seed) in there:
-                continue
-            rows.append(run(what, given.data, minutes=given.minutes, seed=seed))
-            print(json.dumps(rows[-1]), flush=True)  # noqa: T201 (rows appear as they are measured)
-            if given.json:
-                command = f"python -m memseq.recipes.retrofit DATA --minutes {given.minutes}"
-                result = {"machine": describe(), "command": command, "segment_length": L, "rows": rows, "claims": claims(rows)}
-                given.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(claims(rows), indent=1))  # noqa: T201
+            if (given.only is None or what.name in given.only) and (what.name, seed) not in there:
+                table.facts["claims"] = claims(table.rows)
+                table.add(**run(what, hub(), text, steps=given.steps, seed=seed))
+    print(json.dumps(claims(table.rows), indent=1))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -25,5 +25,5 @@ def configs() -> list[Any]:
     return [
         RMTConfig(backbone=stack, n_slots=2, segment_length=4),
         RMTConfig(backbone=recurrent, n_slots=1, segment_length=3, mask="causal", feed="normed"),
-        RMTConfig(backbone=HuggingFaceConfig.of(llama), n_slots=2, segment_length=4),
+        RMTConfig(backbone=HuggingFaceConfig.of(llama), n_slots=2, segment_length=4, begin="nothing"),
     ]
