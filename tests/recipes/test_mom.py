@@ -21,6 +21,7 @@ def test_states_are_compared_as_it_is_said():
     wanted = {what.name: what for what in contenders()}
     activated, total = numbers(wanted["mqar, mom"].memory)
     assert numbers(wanted["mqar, mom, nothing shared"].memory) == (activated, total) == (1536, 2560)
+    assert numbers(wanted["mqar, mom, one projection"].memory) == (activated, total)
     assert numbers(wanted["mqar, gated_deltanet, activated"].memory)[0] == activated
     assert numbers(wanted["mqar, gated_deltanet, total"].memory)[1] == total
     assert wanted["single, mom"].memory == wanted["interleaved, mom"].memory
