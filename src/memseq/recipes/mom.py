@@ -12,9 +12,9 @@ twice: with as much state as a token uses (activated), and with as much as is ke
 
 Two layers of width 64, batch 32, 100 steps a stage. MoM as published: four memories of which a token uses two, and
 one of every token, of two heads of 16 x 16: 1,536 numbers activated and 2,560 kept in a layer. Gated DeltaNet has heads of the same
-question surely have in common; "one projection" is the same with one projection of keys and values for all five: every token teaches the
-keys of all memories. Seconds are of processor time.
-the keys of every memory. Seconds are of processor time.
+size, six or ten. "nothing shared" is three of five memories: as many numbers activated and kept, but no memory that a pair and its
+question surely have in common. "one projection" is the same with one projection of keys and values for all five, so that every
+token teaches the keys of every memory. Seconds are of processor time.
 """
 
 import argparse
