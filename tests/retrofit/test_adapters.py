@@ -308,3 +308,11 @@ def test_what_is_wrong_is_said(tmp_path):
     add_lora(model, LoraConfig(r=2, target_modules=["q_proj"]))
     with pytest.raises(ConfigError, match="has a LoRA adapter already"):
         add_lora(model, LoraConfig(r=2, target_modules=["q_proj"]))
+
+
+def test_an_adapter_may_be_told_by_the_fields_of_its_config():
+    fields = {"r": 2, "target_modules": ["q_proj", "v_proj"], "lora_alpha": 7}
+    by_config, by_fields = wrapped(), wrapped()
+    add_lora(by_config, LoraConfig(**fields))
+    add_lora(by_fields, fields)
+    assert by_fields.config == by_config.config

@@ -49,6 +49,7 @@ L, CONTEXT = 64, 256
 DOCUMENT = 12  # segments of a document: beginnings are learned too
 BATCH = 16
 MEMORY_RATE = 3.0  # times the rate of the model's own weights
+LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]}
 COST = 1.005  # of perplexity inside a segment, at most
 ALONE = "alone"
 
@@ -137,9 +138,7 @@ def wrapped(what: Contender, hub: Any) -> Any:
     if what.learns == "memory":
         freeze_backbone(model)
     elif what.learns == "lora":
-        from peft import LoraConfig
-
-        add_lora(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]))
+        add_lora(model, LORA)
     for name, p in model.named_parameters():
         if not name.startswith("backbone."):
             p.lr_scale = MEMORY_RATE

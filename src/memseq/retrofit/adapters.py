@@ -66,12 +66,12 @@ def freeze_backbone(model: SegmentModel[Any]) -> None:
 def add_lora(model: SegmentModel[Any], config: Any) -> None:
     """Put a low-rank adapter of peft into the backbone: it and the memory learn, the backbone's own weights do not.
 
-    `config` is a `peft.LoraConfig`; its `target_modules` name linear layers of the backbone.
+    `config` is a `peft.LoraConfig` or a mapping of its fields; its `target_modules` name linear layers of the backbone.
     """
     backbone = _pretrained(model)
     if backbone.config.lora is not None:
         raise ConfigError("the backbone has a LoRA adapter already; load the model anew to give it another one")
-    text = json.dumps(_plain(config), sort_keys=True)
+    text = json.dumps(dict(config) if isinstance(config, Mapping) else _plain(config), sort_keys=True)
     inject(backbone.model, text)
     backbone.config = replace(backbone.config, lora=text)
     model.config = replace(model.config, backbone=backbone.config)
