@@ -47,8 +47,8 @@ def test_forecasts_are_differences_from_the_last_value() -> None:
     data = toy_ett()
     before = aaren.without_learning(data)
     assert before["linear"]["test"] < 1e-2 < before["last value"]["test"]  # a sine is a linear recurrence
-    trained = [aaren.forecast("aaren", data, steps=n, d_model=8, batch_size=2)["mse"]["test"] for n in (1, 30)]
-    assert trained[1] < 0.8 * trained[0]
+    trained = [aaren.forecast("aaren", data, steps=n, d_model=8, batch_size=2)["mse"]["test"] for n in (1, 100)]
+    assert trained[1] < 0.7 * trained[0]
 
 
 def test_the_error_is_a_mean_over_windows_steps_and_channels() -> None:
