@@ -145,8 +145,8 @@ def vowels(name: str, train: LabelledSeries, test: LabelledSeries, *, steps: int
 
 
 def forecast(name: str, data: Forecasts, *, steps: int = 2000, d_model: int = 32, batch_size: int = 8, seed: int = 0) -> dict[str, Any]:
-    """Each channel is a series of its own, read in patches of 8 hours as differences from its first value; after every patch the reader says
-    the next 96 values, as differences from the present one. All of it is known as the stream goes."""
+    """Each channel is a series of its own, read in patches of 8 hours as differences from its first value; after every patch the reader
+    says the next 96 values, as differences from the present one. All of it is known as the stream goes."""
     torch.manual_seed(seed)
     model = SeriesReader(MEMORIES[name](d_model=d_model, n_heads=4), channels=PATCH, outputs=HORIZON, context=CONTEXT // PATCH)
     windows = Forecasts.windows(data.train, CONTEXT + HORIZON)
