@@ -36,7 +36,7 @@ EXTRAS = {
     "docs": ["docs"],
     "bench": ["dev", "hf", "oracle"],
 }
-ROOM = 2 * 2**30  # bytes that torch and the rest take, at least
+ROOM = 3 * 2**30  # bytes that torch, triton and the rest take, at least
 
 
 class Failed(Exception):
@@ -94,7 +94,7 @@ def set_up(extras: list, given: argparse.Namespace) -> None:
     target = f".[{','.join(extras)}]" if extras else "."
     free = shutil.disk_usage(ROOT).free
     if free < ROOM and not has_torch(PYTHON):
-        raise Failed(f"{free / 2**30:.1f} GB are free at {ROOT}; the installation takes about 2 GB (8 GB with a CUDA build of torch)")
+        raise Failed(f"{free / 2**30:.1f} GB are free at {ROOT}; the installation takes about 3 GB (8 GB with a CUDA build of torch)")
     say(f"installing memseq{target[1:]} and what it needs into .venv (torch alone can be large: the first time takes minutes)")
     pip("install", "-c", "constraints.txt", "-e", target, *indexes(given))
     STAMP.write_text(json.dumps({"key": wanted, "root": str(ROOT), "torch": given.torch, "extras": extras}))

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # small tensors are faster so, and sums do not depend on the machine
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported: its kernels then run on a CPU, by numpy
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import memseq
 from memseq.models.presets import preset
 
 SOURCE = Path(memseq.__file__).parent
-ABSENT = ["transformers", "triton", "datasets", "fastapi", "rich", "tyro", "tokenizers", "safetensors", "einops", "peft"]
+ABSENT = ["transformers", "triton", "fla", "datasets", "fastapi", "rich", "tyro", "tokenizers", "safetensors", "einops", "peft"]
 
 
 def python(code: str, *arguments: object) -> str:

@@ -37,6 +37,7 @@ OPTIONAL = {
     "tokenizers": {"tasks"},
     "datasets": {"tasks", "training"},
     "triton": {"ops"},
+    "fla": {"ops"},
     "fastapi": {"streams"},
     "uvicorn": {"streams", "cli"},
     "tyro": {"cli"},

@@ -84,7 +84,20 @@ def run(code: str) -> str:
     return done.stdout
 
 
-HEAVY = ["accelerate", "datasets", "fastapi", "matplotlib", "peft", "rich", "tensorboard", "tokenizers", "transformers", "triton", "tyro"]
+HEAVY = [
+    "accelerate",
+    "datasets",
+    "fastapi",
+    "fla",
+    "matplotlib",
+    "peft",
+    "rich",
+    "tensorboard",
+    "tokenizers",
+    "transformers",
+    "triton",
+    "tyro",
+]
 
 
 def test_import_memseq_loads_nothing_heavy():
@@ -108,6 +121,7 @@ def test_no_import_has_side_effects():
     names = [name for name in modules() if ".retrofit" not in name and ".kernels" not in name]
     code = f"""
 import importlib, random, sys, torch
+import torch.utils.flop_counter  # takes Triton along where that is installed, which is none of ours
 def defaults():
     flags = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()
     return *flags, torch.get_float32_matmul_precision(), torch.get_rng_state().tolist(), random.getstate()

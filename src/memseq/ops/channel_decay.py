@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 from memseq.ops.channel_scores import decayed_scores, dense_scan, diagonal_scan, unit_solve
 from memseq.ops.chunks import form_for
+from memseq.ops.kernels.choice import kernel_for
 
 __all__ = [
     "channel_chunkwise",
@@ -106,6 +107,8 @@ def channel_chunkwise(
     """Equal to `channel_recurrent`."""
     if form_for(q.shape[2], chunk_size) == "recurrent":
         return channel_recurrent(q, k, v, a, b, log_w, S)
+    if (kernel := kernel_for("channel", k, v, S)) is not None:
+        return kernel(q, k, v, a, b, log_w, S, chunk_size=chunk_size)
     return _by_chunks(_channel, (q, k, v, a, b, log_w), S, chunk_size)
 
 
@@ -113,6 +116,8 @@ def gla_chunkwise(q: Keys, k: Keys, v: Values, log_w: Keys, S: Matrix, *, chunk_
     """Equal to `gla_recurrent`: nothing is solved."""
     if form_for(q.shape[2], chunk_size) == "recurrent":
         return gla_recurrent(q, k, v, log_w, S)
+    if (kernel := kernel_for("gla", k, v, S)) is not None:
+        return kernel(q, k, v, log_w, S, chunk_size=chunk_size)
     return _by_chunks(_gla, (q, k, v, log_w), S, chunk_size)
 
 
@@ -122,6 +127,8 @@ def rwkv6_chunkwise(
     """Equal to `rwkv6_recurrent`: scores of earlier tokens only, the bonus on their diagonal."""
     if form_for(q.shape[2], chunk_size) == "recurrent":
         return rwkv6_recurrent(q, k, v, u, log_w, S)
+    if (kernel := kernel_for("rwkv6", k, v, S)) is not None:
+        return kernel(q, k, v, u, log_w, S, chunk_size=chunk_size)
     return _by_chunks(_rwkv6, (q, k, v, q * u[:, None] * k, log_w), S, chunk_size)
 
 
@@ -131,6 +138,8 @@ def kda_chunkwise(
     """Equal to `kda_recurrent`. One key erases and writes, which is half the work of `channel_chunkwise`."""
     if form_for(q.shape[2], chunk_size) == "recurrent":
         return kda_recurrent(q, k, v, beta, log_w, S)
+    if (kernel := kernel_for("kda", k, v, S)) is not None:
+        return kernel(q, k, v, beta, log_w, S, chunk_size=chunk_size)
     return _by_chunks(_kda, (q, k, v, beta[..., None], log_w), S, chunk_size)
 
 

@@ -19,6 +19,8 @@ over 300 tokens (`tests/ops/test_decay.py`); over 1,024 the worst seen in three 
 in the precision of S, float32 at least.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -26,6 +28,7 @@ from torch.autograd.function import once_differentiable
 
 from memseq.errors import InputError
 from memseq.ops.chunks import causal_gates, form_for, gate_gradient, lengths, within_chunks
+from memseq.ops.kernels.choice import kernel_for
 from memseq.ops.precision import unrounded
 
 __all__ = ["decay_chunkwise", "decay_recurrent"]
@@ -58,6 +61,8 @@ def decay_chunkwise(q: Keys, k: Keys, v: Values, log_a: Gates, S: Matrix, *, chu
         return decay_recurrent(q, k, v, log_a, S)
     _share(k, v)
     inputs = (q, k, v, log_a, S)
+    if (kernel := kernel_for("decay", k, v, S)) is not None:
+        return kernel(*inputs, chunk_size=chunk_size)
     if torch.is_grad_enabled() and any(z.requires_grad for z in inputs):
         return _Decay.apply(*inputs, chunk_size)
     return _read(*inputs, chunk_size, None)
@@ -113,14 +118,14 @@ def _gates(c: Tensor, share: int) -> Tensor:
     return causal_gates(c.unflatten(1, (-1, share)).flatten(0, 1))
 
 
-class _Decay(torch.autograd.Function):
+class DecayGradient(torch.autograd.Function):
+    """The backward pass, whatever has computed the forward pass and kept the matrix at the start of every chunk, [B G, K, R V]."""
+
     @staticmethod
-    def forward(ctx, q, k, v, log_a, S, chunk_size):
-        kept: list[Tensor] = []
-        y, end = _read(q, k, v, log_a, S, chunk_size, kept)
-        ctx.save_for_backward(q, k, v, log_a, *kept)
+    def keep(ctx: Any, inputs: tuple[Tensor, ...], starts: list[Tensor], chunk_size: int) -> None:
+        """`inputs` are all but S."""
+        ctx.save_for_backward(*inputs, *starts)
         ctx.chunk_size = chunk_size
-        return y, end
 
     @staticmethod
     @once_differentiable
@@ -159,3 +164,12 @@ class _Decay(torch.autograd.Function):
                 dk_.copy_(torch.bmm(dscores.mT, q_).baddbmm_(values, dS.mT).unflatten(0, (B, -1)))
                 dS = (dS.unflatten(2, (share, V)) * keep).flatten(2).baddbmm_(q_.mT, reading)
         return dq, dk, dv, dlog_a, _heads_of(dS, B, share, V), None
+
+
+class _Decay(DecayGradient):
+    @staticmethod
+    def forward(ctx, q, k, v, log_a, S, chunk_size):
+        starts: list[Tensor] = []
+        y, end = _read(q, k, v, log_a, S, chunk_size, starts)
+        DecayGradient.keep(ctx, (q, k, v, log_a), starts, chunk_size)
+        return y, end

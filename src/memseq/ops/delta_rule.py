@@ -23,12 +23,15 @@ gradients 3.9e-6 and 6.1e-6. The system is solved by substitution and never inve
 doubling is off by 1e9. Inputs of lower precision are computed in the precision of S, float32 at least.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from memseq.ops.chunks import causal_gates, form_for, gate_gradient, lengths, within_chunks
+from memseq.ops.kernels.choice import kernel_for
 from memseq.ops.precision import unrounded
 
 __all__ = ["delta_chunkwise", "delta_recurrent"]
@@ -60,6 +63,8 @@ def delta_chunkwise(q: Keys, k: Keys, v: Values, beta: Gates, log_a: Gates, S: M
     if form_for(q.shape[2], chunk_size) == "recurrent":
         return delta_recurrent(q, k, v, beta, log_a, S)
     inputs = (q, k, v, beta, log_a, S)
+    if (kernel := kernel_for("delta_rule", k, v, S)) is not None:
+        return kernel(*inputs, chunk_size=chunk_size)
     if torch.is_grad_enabled() and any(z.requires_grad for z in inputs):
         return _Delta.apply(*inputs, chunk_size)
     return _read(*inputs, chunk_size, None)
@@ -105,14 +110,14 @@ def _solve_transposed(lower: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(lower, right.mT, upper=False, left=False, unitriangular=True).mT
 
 
-class _Delta(torch.autograd.Function):
+class DeltaGradient(torch.autograd.Function):
+    """The backward pass, whatever has computed the forward pass and kept, for every chunk, the matrix at its start and u."""
+
     @staticmethod
-    def forward(ctx, q, k, v, beta, log_a, S, chunk_size):
-        kept: list[Tensor] = []
-        y, end = _read(q, k, v, beta, log_a, S, chunk_size, kept)
-        ctx.save_for_backward(q, k, v, beta, log_a, *kept)
+    def keep(ctx: Any, inputs: tuple[Tensor, ...], kept: list[Tensor], chunk_size: int) -> None:
+        """`inputs` are all but S; of `kept`, [B H, K, V] and [B H, L, V] in turn."""
+        ctx.save_for_backward(*inputs, *kept)
         ctx.chunk_size = chunk_size
-        return y, end
 
     @staticmethod
     @once_differentiable
@@ -155,3 +160,12 @@ class _Delta(torch.autograd.Function):
                 db_.copy_((dR * v_).sum(-1) + (dleft[:, :, 1] * k_).sum(-1))
                 dS = (dS * grow[:, -1:]).baddbmm_(left.mT, errors)
         return dq, dk, dv, dbeta, dlog_a, dS.view(shape), None
+
+
+class _Delta(DeltaGradient):
+    @staticmethod
+    def forward(ctx, q, k, v, beta, log_a, S, chunk_size):
+        kept: list[Tensor] = []
+        y, end = _read(q, k, v, beta, log_a, S, chunk_size, kept)
+        DeltaGradient.keep(ctx, (q, k, v, beta, log_a), kept, chunk_size)
+        return y, end

@@ -25,6 +25,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from memseq.ops.kernels.choice import kernel_for
+
 __all__ = ["hadamard_chunkwise", "hadamard_recurrent", "scan_chunkwise", "scan_recurrent"]
 
 Keys = Float[Tensor, "B T K"]
@@ -47,6 +49,8 @@ def scan_chunkwise(C: Elements, U: Elements, M: Float[Tensor, "B *S"], *, chunk_
 
     Products of C run over a chunk at most: with C below 2 they stay below 2^chunk_size.
     """
+    if (kernel := kernel_for("scan", U, U.flatten(2), M)) is not None:
+        return kernel(C, U, M, chunk_size=chunk_size)
     after = []
     for c, u in zip(C.split(chunk_size, 1), U.split(chunk_size, 1), strict=True):
         reach = 1
@@ -77,6 +81,8 @@ def hadamard_chunkwise(
     q: Keys, k: Keys, v: Values, c: Keys, theta: Values, M: Matrix, *, limit: float | None = None, chunk_size: int = 16
 ) -> tuple[Values, Matrix]:
     """Equal to `hadamard_recurrent`. What is kept for the backward pass is one matrix a chunk, not one a token."""
+    if (kernel := kernel_for("hadamard", k, v, M)) is not None:
+        return kernel(q, k, v, c, theta, M, limit=limit, chunk_size=chunk_size)
     return _Hadamard.apply(q, k, v, c, theta, M, limit, chunk_size)
 
 

@@ -6,7 +6,8 @@
 
 Each has its definition, token by token (`*_recurrent`), and a form by chunks (`*_chunkwise`) that is the same function at any
 `chunk_size`: equations and measured errors in `ops/decay.py` and `ops/delta_rule.py`. `form_for` says in which of the two forms a
-piece of a stream is read. All forms are torch's own products and run on any device.
+piece of a stream is read. All forms are torch's own products and run on any device; on CUDA kernels may take their place, and
+`memseq.ops.kernels.chosen` says which.
 """
 
 from memseq.ops.chunks import form_for

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memseq.ops.attention import NOTHING
+from memseq.ops.kernels.choice import kernel_for
 
 __all__ = [
     "Sums",
@@ -103,6 +104,7 @@ def prefix_softmax_chunkwise(s: Scores, v: Values, past: Sums, *, log_a: Scores 
     Gates are sums over time: s_i - A_i with A_i = log a_1 + ... + log a_i has the same softmax over a prefix, and A_T is what the
     maximum after it lacks.
     """
+    kernel_for("prefix_softmax", v, v, past.w)  # there is none but this; where another was asked for, that is said
     L = max(2, chunk_size)  # between chunks of one token there would be as many ends as tokens
     gates = repeat(None) if log_a is None else log_a.split(PIECE, -1)
     o = []

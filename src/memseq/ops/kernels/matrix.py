@@ -1,0 +1,183 @@
+"""The decay and the gated delta rule by chunks in Triton: the equations of `ops/decay.py` and `ops/delta_rule.py`, forward.
+
+    prepare    every chunk by itself, the delta rule alone: (I + A)^-1 by substitution, row by row, then
+               U_0 = (I + A)^-1 diag(b) V  and  W = (I + A)^-1 diag(b e^c) K
+    states     chunk after chunk, for every head and block of values: the matrix at the start of each chunk, u = U_0 - W S
+               (for the decay u is V), and the matrix at the end
+    outputs    every chunk by itself: Y = diag(e^c) Q S + (Q K^T * G) u
+
+The backward pass is that of the op, which wants the matrix at the start of every chunk and u, and gets them from here.
+
+Tokens before heads, [B, T, H, ...], as memories project them, so that nothing is copied. Sums are float32; products are float32 as well
+unless `torch.set_float32_matmul_precision` allows TF32. Keys have at most 256 channels, held at once. Chunks are powers of two from 16
+to 64, and of 32 at most where keys have more than 128 channels, whatever `chunk_size` says.
+
+Tested against the definitions under Triton's interpreter, and compiled for sm_80 and sm_90 (`tests/ops/test_triton_*.py`).
+"""
+
+from typing import Any, no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from memseq.ops.decay import DecayGradient
+from memseq.ops.delta_rule import DeltaGradient
+
+__all__ = ["decay", "delta_rule"]
+
+VALUES = 32  # columns of the matrix that a program holds
+
+
+def decay(q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, S: Tensor, *, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """`decay_chunkwise`."""
+    return _Decay.apply(q, k, v, log_a, S, _length(chunk_size, k.shape[-1]))
+
+
+def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_a: Tensor, S: Tensor, *, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """`delta_chunkwise`."""
+    return _Delta.apply(q, k, v, beta, log_a, S, _length(chunk_size, k.shape[-1]))
+
+
+class _Decay(DecayGradient):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, S: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
+        y, end, states, _ = _read(q, k, v, None, log_a, S, chunk_size)
+        (B, H, _, V), G, K = v.shape, k.shape[1], k.shape[-1]
+        wide = states.view(-1, B * G, H // G, K, V).transpose(2, 3).flatten(3)  # the matrices of a group side by side
+        DecayGradient.keep(ctx, (q, k, v, log_a), list(wide.unbind(0)), chunk_size)
+        return y, end
+
+
+class _Delta(DeltaGradient):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_a: Tensor, S: Tensor, chunk_size: int
+    ) -> tuple[Tensor, Tensor]:
+        y, end, states, u = _read(q, k, v, beta, log_a, S, chunk_size)
+        lengths = [min(chunk_size, k.shape[2] - start) for start in range(0, k.shape[2], chunk_size)]
+        kept = [z for S_n, u_n, length in zip(states.unbind(0), u.unbind(0), lengths, strict=True) for z in (S_n, u_n[:, :length])]
+        DeltaGradient.keep(ctx, (q, k, v, beta, log_a), kept, chunk_size)
+        return y, end
+
+
+def _length(chunk_size: int, key_size: int) -> int:
+    return max(16, min(64 if key_size <= 128 else 32, 1 << (chunk_size.bit_length() - 1)))
+
+
+def _read(q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, log_a: Tensor, S: Tensor, L: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y [B, H, T, V], the matrix at the end, those at the chunks' starts [n, B H, K, V], and u [n, B H, L, V]."""
+    (B, H, T, V), G, K = v.shape, k.shape[1], k.shape[-1]
+    q, k, v, log_a = (z.transpose(1, 2).contiguous() for z in (q, k, v, log_a))
+    n = triton.cdiv(T, L)
+    delta = beta is not None
+    y, S = S.new_empty(B, T, H, V), S.contiguous()
+    states, end = S.new_empty(n, B * H, K, V), torch.empty_like(S)
+    u = S.new_empty((n, B * H, L, V) if delta else (1,))
+    W = S.new_empty((n, B * H, L, K) if delta else (1,))
+    blocks = triton.cdiv(V, VALUES)
+    sizes: dict[str, Any] = {"L": L, "BK": max(16, triton.next_power_of_2(K)), "BV": VALUES}
+    sizes["PRECISION"] = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    sizes |= {"num_warps": 4, "num_stages": 1}
+    if beta is not None:
+        _prepare[(n, B * H)](k, v, beta.transpose(1, 2).contiguous(), log_a, u, W, T, H, K, V, **sizes)
+    both = sizes | {"DELTA": delta}
+    _states[(B * H, blocks)](k, v, log_a, W, u, S, states, end, T, H, G, K, V, **both)
+    _outputs[(n, B * H, blocks)](q, k, v, log_a, u, states, y, T, H, G, K, V, **both)
+    return y.transpose(1, 2), end, states, u
+
+
+@triton.jit
+@no_type_check
+def _prepare(k, v, beta, log_a, u, W, T, H, K, V, L: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr):
+    chunk, stream = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i, d, e = tl.arange(0, L), tl.arange(0, BK), tl.arange(0, BV)
+    t = chunk * L + i
+    there, token = t < T, (stream // H * T + t) * H + stream % H
+    c = tl.cumsum(tl.load(log_a + token, mask=there, other=0.0).to(tl.float32), axis=0)
+    b = tl.load(beta + token, mask=there, other=0.0).to(tl.float32)
+    key = there[:, None] & (d < K)[None, :]
+    keys = tl.load(k + token[:, None] * K + d[None, :], mask=key, other=0.0).to(tl.float32)
+    writes = keys * b[:, None]
+    earlier = i[:, None] > i[None, :]
+    A = tl.dot(writes, tl.trans(keys), input_precision=PRECISION)
+    A = tl.where(earlier, A * tl.exp(tl.where(earlier, c[:, None] - c[None, :], 0.0)), 0.0)
+    inverse = tl.where(i[:, None] == i[None, :], 1.0, 0.0)
+    for row in range(1, L):
+        coefficients = tl.sum(tl.where((i == row)[:, None], A, 0.0), axis=0)  # A[row]
+        known = tl.sum(coefficients[:, None] * inverse, axis=0)  # of the rows before, which are solved
+        inverse = tl.where((i == row)[:, None], inverse - known[None, :], inverse)
+    start = (chunk * tl.num_programs(1) + stream) * L
+    solved = tl.dot(inverse, writes * tl.exp(c)[:, None], input_precision=PRECISION)
+    tl.store(W + (start + i)[:, None] * K + d[None, :], solved, mask=(d < K)[None, :])
+    for first in range(0, V, BV):
+        value = (first + e) < V
+        values = tl.load(v + token[:, None] * V + (first + e)[None, :], mask=there[:, None] & value[None, :], other=0.0).to(tl.float32)
+        solved_values = tl.dot(inverse, values * b[:, None], input_precision=PRECISION)
+        tl.store(u + (start + i)[:, None] * V + (first + e)[None, :], solved_values, mask=value[None, :])
+
+
+@triton.jit
+@no_type_check
+def _states(
+    k, v, log_a, W, u, begin, states, end, T, H, G, K, V,
+    DELTA: tl.constexpr, L: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    stream, e = tl.program_id(0).to(tl.int64), tl.program_id(1) * BV + tl.arange(0, BV)
+    i, d = tl.arange(0, L), tl.arange(0, BK)
+    batch, head = stream // H, stream % H
+    inside = (d < K)[:, None] & (e < V)[None, :]
+    place = (stream * K + d)[:, None] * V + e[None, :]
+    streams = tl.num_programs(0).to(tl.int64)
+    S = tl.load(begin + place, mask=inside, other=0.0)
+    for chunk in range(tl.cdiv(T, L)):
+        t = chunk * L + i
+        there = t < T
+        tl.store(states + chunk * streams * K * V + place, S, mask=inside)
+        gates = tl.load(log_a + (batch * T + t) * H + head, mask=there, other=0.0).to(tl.float32)
+        total = tl.sum(gates, axis=0)
+        fade = tl.exp(total - tl.cumsum(gates, axis=0))
+        row = (batch * T + t) * G + head // (H // G)
+        keys = tl.load(k + row[None, :] * K + d[:, None], mask=there[None, :] & (d < K)[:, None], other=0.0).to(tl.float32)
+        if DELTA:
+            rows = (chunk * streams + stream) * L + i
+            value = (e < V)[None, :]
+            left = tl.load(W + rows[:, None] * K + d[None, :], mask=(d < K)[None, :], other=0.0)
+            writes = tl.load(u + rows[:, None] * V + e[None, :], mask=value, other=0.0) - tl.dot(left, S, input_precision=PRECISION)
+            tl.store(u + rows[:, None] * V + e[None, :], writes, mask=value)
+        else:
+            token = (batch * T + t) * H + head
+            writes = tl.load(v + token[:, None] * V + e[None, :], mask=there[:, None] & (e < V)[None, :], other=0.0).to(tl.float32)
+        S = S * tl.exp(total) + tl.dot(keys * fade[None, :], writes, input_precision=PRECISION)
+    tl.store(end + place, S, mask=inside)
+
+
+@triton.jit
+@no_type_check
+def _outputs(
+    q, k, v, log_a, u, states, y, T, H, G, K, V,
+    DELTA: tl.constexpr, L: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    chunk, stream = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i, d, e = tl.arange(0, L), tl.arange(0, BK), tl.program_id(2) * BV + tl.arange(0, BV)
+    batch, head, streams = stream // H, stream % H, tl.num_programs(1).to(tl.int64)
+    t = chunk * L + i
+    there, token, row = t < T, (batch * T + t) * H + head, (batch * T + t) * G + head // (H // G)
+    c = tl.cumsum(tl.load(log_a + token, mask=there, other=0.0).to(tl.float32), axis=0)
+    key = there[:, None] & (d < K)[None, :]
+    queries = tl.load(q + row[:, None] * K + d[None, :], mask=key, other=0.0).to(tl.float32)
+    keys = tl.load(k + row[:, None] * K + d[None, :], mask=key, other=0.0).to(tl.float32)
+    seen = i[:, None] >= i[None, :]
+    gates = tl.exp(tl.where(seen, c[:, None] - c[None, :], float("-inf")))
+    scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * gates
+    if DELTA:
+        rows = (chunk * streams + stream) * L + i
+        writes = tl.load(u + rows[:, None] * V + e[None, :], mask=(e < V)[None, :], other=0.0)
+    else:
+        writes = tl.load(v + token[:, None] * V + e[None, :], mask=there[:, None] & (e < V)[None, :], other=0.0).to(tl.float32)
+    place = ((chunk * streams + stream) * K + d)[:, None] * V + e[None, :]
+    S = tl.load(states + place, mask=(d < K)[:, None] & (e < V)[None, :], other=0.0)
+    read = tl.dot(scores, writes, input_precision=PRECISION)
+    read += tl.dot(queries, S, input_precision=PRECISION) * tl.exp(c)[:, None]
+    tl.store(y + token[:, None] * V + e[None, :], read, mask=there[:, None] & (e < V)[None, :])
