@@ -10,11 +10,11 @@ from memseq.errors import ConfigError
 from memseq.models.presets import preset
 from memseq.recipes import demo as recipe
 from memseq.recipes.demo import Demo, demo, make_room, memformer, tell, without_slots
-from memseq.recipes.memformer_text import weights
+from memseq.recipes.fitting import weights_of
 
 
 def test_both_models_are_of_the_same_size():
-    assert weights(without_slots(memformer(256))) == pytest.approx(weights(memformer(256)), rel=2e-3)
+    assert weights_of(without_slots(memformer(256))) == pytest.approx(weights_of(memformer(256)), rel=2e-3)
 
 
 def test_the_demo(tmp_path, capsys, monkeypatch):

@@ -9,6 +9,7 @@ import torch
 
 from memseq.errors import DataError
 from memseq.recipes import memformer_mnist, memformer_recall, memformer_text
+from memseq.recipes.fitting import weights_of
 from memseq.recipes.memformer_recall import RecallRun
 
 
@@ -17,7 +18,7 @@ from memseq.recipes.memformer_recall import RecallRun
 def test_contenders_on_text_have_as_many_weights(near, reading) -> None:
     what = memformer_text.TextComparison(near=near, reading=reading)
     configs = memformer_text.contenders(what)
-    found = {name: memformer_text.weights(config) for name, config in configs.items()}
+    found = {name: weights_of(config) for name, config in configs.items()}
     assert len(found) == 4
     assert max(found.values()) <= 1.001 * min(found.values())
     assert configs["memformer"].reading == (None if reading == "all" else (1, 3))
@@ -26,7 +27,7 @@ def test_contenders_on_text_have_as_many_weights(near, reading) -> None:
 
 def test_contenders_on_digits_have_as_many_weights_and_their_operations_are_counted() -> None:
     configs = memformer_mnist.contenders()
-    sizes = [memformer_text.weights(config) for config in configs.values()]
+    sizes = [weights_of(config) for config in configs.values()]
     assert max(sizes) <= 1.001 * min(sizes)
     one, two = (memformer_mnist.step_flops(configs["memformer"], batch) for batch in (1, 2))
     assert one > 6 * sizes[0] * 28 * memformer_mnist.ROWS_A_WINDOW * 0.5  # six operations a weight and token, or most of them

@@ -24,9 +24,10 @@ from memseq.models.presets import preset
 from memseq.probes import Curve, bits_per_byte, shallow, stream_costs
 from memseq.recipes import memformer_recall
 from memseq.recipes.evaluate_text import curves, first_tokens
+from memseq.recipes.fitting import weights_of
 from memseq.recipes.machine import keep_freed_memory
 from memseq.recipes.memformer_recall import RecallRun
-from memseq.recipes.memformer_text import as_large_as, weights
+from memseq.recipes.memformer_text import as_large_as
 from memseq.recipes.train_text import TextRecipe, train_text
 from memseq.report.tables import as_json, print_table, size
 from memseq.streams import Session
@@ -81,7 +82,7 @@ def demo(settings: Demo, *, quiet: bool = False) -> dict[str, Any]:
         save_every=10_000,
     )
     ours, plain = memformer(256), without_slots(memformer(256))
-    told: dict[str, Any] = {"parameters": weights(ours), "baseline_parameters": weights(plain), "minutes": settings.minutes}
+    told: dict[str, Any] = {"parameters": weights_of(ours), "baseline_parameters": weights_of(plain), "minutes": settings.minutes}
     say("1 of 5  teaching a small Memformer to recall what it saw eight segments ago", quiet)
     told["recall"] = recalled(settings)
     say(f"2 of 5  training a Memformer of {told['parameters']:,} weights on Python's own source, {settings.minutes:g} minutes", quiet)

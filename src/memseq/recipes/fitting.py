@@ -9,20 +9,34 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from memseq.recipes.machine import describe
 from memseq.training.optim import AdamWConfig, clip_gradients
 
-__all__ = ["Table", "fit", "weights"]
+__all__ = ["Table", "as_wide", "fit", "fit_within", "weights", "weights_of"]
 
 
 def weights(model: nn.Module) -> int:
     """The numbers a model learns."""
     return sum(p.numel() for p in model.parameters())
+
+
+def weights_of(config: Any) -> int:
+    """The numbers that the model of `config` learns, counted without making them."""
+    with torch.device("meta"):
+        return weights(config.build())
+
+
+def as_wide(config: Any, n_weights: int) -> Any:
+    """`config` with its feedforward as wide as gives it `n_weights` weights."""
+    at_four, at_eight = (weights_of(replace(config, ff_mult=float(n))) for n in (4, 8))
+    return replace(config, ff_mult=4 + 4 * (n_weights - at_four) / (at_eight - at_four))
 
 
 def fit(model: nn.Module, loss: Callable[[int], Tensor], *, steps: int, lr: float, weight_decay: float = 0.0) -> float:
@@ -37,6 +51,21 @@ def fit(model: nn.Module, loss: Callable[[int], Tensor], *, steps: int, lr: floa
         optimizer.zero_grad()
     model.eval()
     return time.process_time() - began
+
+
+def fit_within(model: nn.Module, loss: Callable[[float], Tensor], *, seconds: float, lr: float) -> tuple[int, float]:
+    """Minimise `loss(share)` for so many processor seconds, `share` of which are spent; (steps, the seconds it took)."""
+    optimizer, began, steps = AdamWConfig(lr=lr, weight_decay=0.0).build(model), time.process_time(), 0
+    model.train()
+    while (share := (time.process_time() - began) / seconds) < 1:
+        steps += 1
+        optimizer.set_rate(min(1.0, steps / 30) * 0.5 * (1 + math.cos(math.pi * share)))
+        loss(share).backward()
+        clip_gradients(optimizer.parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    return steps, time.process_time() - began
 
 
 class Table:

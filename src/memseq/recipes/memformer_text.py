@@ -34,6 +34,7 @@ import torch
 
 from memseq.models.presets import preset
 from memseq.recipes.evaluate_text import curves, first_tokens
+from memseq.recipes.fitting import as_wide, weights_of
 from memseq.recipes.machine import describe, keep_freed_memory
 from memseq.tasks.text import books, open_text, stdlib
 from memseq.tasks.tokenizers import Bytes
@@ -41,7 +42,7 @@ from memseq.training.backends import Backpropagation
 from memseq.training.loop import TrainingConfig, train
 from memseq.training.optim import AdamWConfig, MuonConfig, WarmupCosine
 
-__all__ = ["TextComparison", "as_large_as", "contenders", "main", "run", "weights"]
+__all__ = ["TextComparison", "as_large_as", "contenders", "main", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +77,9 @@ def contenders(what: TextComparison) -> dict[str, Any]:
     return {"memformer": memformer} | {name: as_large_as(memformer, preset(system, "tiny", **shape)) for name, system in others.items()}
 
 
-def weights(config: Any) -> int:
-    """Parameters of the model of `config`, counted without making them."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in config.build().parameters())
-
-
 def as_large_as(model: Any, other: Any) -> Any:
     """`other` with its feedforward as wide as gives it the parameters of `model`."""
-    at_four, at_eight = (weights(replace(other, ff_mult=float(n))) for n in (4, 8))
-    return replace(other, ff_mult=4 + 4 * (weights(model) - at_four) / (at_eight - at_four))
+    return as_wide(other, weights_of(model))
 
 
 def run(
