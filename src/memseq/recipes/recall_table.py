@@ -18,10 +18,12 @@ Rows that the file holds already are not run again, so that the table can be mad
 """
 
 import argparse
+import bisect
 import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -97,11 +99,18 @@ def _sized(config: Any) -> Any:
         return replace(config, backbone=as_wide(config.backbone, WEIGHTS - rest))
     if hasattr(config, "n_notes"):  # two layers of Mamba-2, whose notes are as large as two layers more
         config = replace(config, n_layers=SHAPE["n_layers"], below_every=SHAPE["n_layers"])
-    if hasattr(config, "layer"):
-        choices = [replace(config, layer=replace(config.layer, state_size=n)) for n in range(8, 257, 2)]
-    else:
-        choices = [replace(config, d_model=n) for n in range(64, 129)]
-    return min(choices, key=lambda choice: abs(weights_of(choice) - WEIGHTS))
+    sizes = range(8, 512)  # of the matrices of Mamba-2, or of an LSTM
+    make = partial(_with_matrices if hasattr(config, "layer") else _with_width, config)
+    above = sizes[bisect.bisect_left(sizes, WEIGHTS, key=lambda n: weights_of(make(n)))]
+    return min((make(above - 1), make(above)), key=lambda made: abs(weights_of(made) - WEIGHTS))
+
+
+def _with_matrices(config: Any, state_size: int) -> Any:
+    return replace(config, layer=replace(config.layer, state_size=state_size))
+
+
+def _with_width(config: Any, d_model: int) -> Any:
+    return replace(config, d_model=d_model)
 
 
 class Facts(NamedTuple):
