@@ -244,9 +244,11 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", default=[8_192, 32_768, 131_072], help="tokens of context beside the KV cache")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side (default 5)")
     parser.add_argument("--steps", type=int, default=16, help="tokens a turn beside the KV cache (default 16)")
-    parser.add_argument("--walk", type=int, default=20_000, help="tokens the smaller model steps through (default 20,000)")
+    parser.add_argument("--walk", type=int, default=20_000, help="tokens the smaller model steps through; 0: none (default 20,000)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     a = parser.parse_args()
+    if 0 < a.walk < 10:
+        parser.error(f"--walk {a.walk} has no tenths to compare; give 0, or 10 tokens and more")
     torch.set_num_threads(a.threads)
     torch.manual_seed(0)
     model = memformer(a.depth, a.width, a.segment_length, a.window, a.slots)
@@ -254,9 +256,10 @@ def main() -> None:
     result: dict[str, Any] = {"machine": describe(), "threads": a.threads, "dtype": "float32", "memformer": shape}
     result["flat"] = flat(model, sorted(a.positions), a.rounds)
     print(json.dumps(result["flat"], indent=1), flush=True)
-    small = memformer(2, 64, min(32, a.segment_length), min(32, a.window), 8)
-    result["walk"] = walk(small, a.walk)
-    print(json.dumps(result["walk"]), flush=True)
+    if a.walk:
+        small = memformer(2, 64, min(32, a.segment_length), min(32, a.window), 8)
+        result["walk"] = walk(small, a.walk)
+        print(json.dumps(result["walk"]), flush=True)
     result["kv_cache"] = against_kv_cache(model, sorted(a.contexts), a.rounds, a.steps)
     asked = next((row for row in result["kv_cache"]["rows"] if row["context"] == 8_192), None)
     result["reached"] = {

@@ -30,7 +30,7 @@ from memseq.errors import ConfigError, InputError
 from memseq.layers.dual_stream import SlotLayer, both_streams, seen_by_both
 from memseq.layers.phases import by_phase
 from memseq.models.encoder_decoder import EncoderDecoder
-from memseq.models.segments import SegmentModel, check_segments
+from memseq.models.segments import OverBackbone, SegmentModel, check_segments
 from memseq.ops.cross_entropy import IGNORE
 from memseq.state import State, choose
 
@@ -47,7 +47,7 @@ class MemBARTState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemBARTConfig:
+class MemBARTConfig(OverBackbone):
     encoder_decoder: ClassVar[bool] = True  # the kind of network it wraps
 
     backbone: Any  # the config of an `EncoderDecoder`
@@ -60,14 +60,6 @@ class MemBARTConfig:
         check_segments(self)
         if self.bias_std <= 0:
             raise ConfigError(f"bias_std must be above 0, since slots without a difference stay alike; got {self.bias_std}")
-
-    @property
-    def vocab_size(self) -> int:
-        return self.backbone.vocab_size
-
-    @property
-    def d_model(self) -> int:
-        return self.backbone.d_model
 
     def build(self, backbone: EncoderDecoder | None = None) -> "MemBART":
         """The model, around `backbone` where one is given (it is not copied)."""

@@ -80,7 +80,9 @@ def probe_checkpoint(
         "text": list(places),
     }
     settings |= {"values": dict(values)} if values else {}
-    parts = Parts(out / "parts", settings, resume=resume, overwrite=overwrite)
+    if overwrite:
+        clear(out)
+    parts = Parts(out / "parts", settings)
     return probe_subject(subject, probes, parts, checkpoint=str(checkpoint), quiet=quiet)
 
 
@@ -177,19 +179,22 @@ def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
         raise ConfigError(f"{out} exists: --resume goes on with what is in it, --overwrite begins anew, --out names another folder")
 
 
-class Parts:
-    """What was measured so far, a file a part."""
+def clear(out: Path) -> None:
+    """Remove an earlier probe's files, and nothing else."""
+    for name in OURS:
+        place = out / name
+        shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
 
-    def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool = False, overwrite: bool = False) -> None:
+
+class Parts:
+    """What was measured so far, a file a part; what is in `folder` already counts."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder, self.settings = folder, settings
         self.kept: dict[tuple[str, str], dict[str, Any]] = {}
         self.seconds: dict[tuple[str, str], float] = {}
         file = folder / "settings.json"
-        if overwrite:
-            for name in OURS:
-                place = folder.parent / name
-                shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
-        elif resume and file.is_file():
+        if file.is_file():
             self._read(file)
         folder.mkdir(parents=True, exist_ok=True)
         write(file, as_json(settings) + "\n")
