@@ -1,0 +1,164 @@
+"""Needles by Titans' memory: trained on texts of one length, asked on texts 4 and 16 times as long.
+
+Source: the single-needle tasks of RULER (Hsieh et al., arXiv:2404.06654) as Titans (Behrouz et al., arXiv:2501.00663) asks them.
+
+    python -m memseq.recipes.titans_needles --json results.json
+
+    passkey    a number of seven digits in one sentence or two over and over
+    number     the same in prose
+    word       one of 576 pairs of words in prose
+
+Tokens are bytes. A line "key: value." stands somewhere in the haystack, and the text ends in "key:", from which the value is to be
+said. That is shorter than RULER's sentences around it, of which a model this small learns nothing in minutes. One model is trained on
+all three kinds. What comes first, for every contender, is a text that is nothing but one such line over and over, where every byte is
+asked: that is where reading back is learned.
+
+Two blocks of width 64 and about the same bytes of state: the matrices of Gated DeltaNet, weights and momentum of Titans' memory (a
+matrix, L_M = 1 in the paper), the same under MAG with a window of 16 tokens more, and a window of 20 tokens in each of two blocks alone.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from memseq.memories.gated_deltanet import GatedDeltaNetConfig
+from memseq.memories.sliding_window import SlidingWindowConfig
+from memseq.memories.titans import TitansConfig
+from memseq.models.stack import StackConfig
+from memseq.models.titans_mag import MAG
+from memseq.recipes.fitting import Table, fit, weights
+from memseq.recipes.machine import keep_freed_memory
+from memseq.state import state_bytes
+from memseq.tasks.needles import WORDS, NeedleTask
+from memseq.tasks.prose import dice
+from memseq.tasks.task import IGNORE, Batch
+
+__all__ = ["NeedlesRun", "RepeatedLineTask", "ShortNeedleTask", "contenders", "kinds", "main", "run"]
+
+D = 64
+LENGTH = 128  # bytes of a text in training
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortNeedleTask(NeedleTask):
+    """A needle "key: value.", asked for by "key:"."""
+
+    name: ClassVar[str] = "short needle"
+
+    def _compose(self, chance: Random) -> tuple[str, list[str], str, tuple[str, ...], list[str]]:
+        key, value = chance.choice(WORDS), self._value(chance)
+        return "", [f"{key}: {value}."], f"{key}:", (value,), []
+
+    def answer_in(self, text: str) -> tuple[str, ...]:
+        key = text.rpartition("\n")[2].partition(":")[0]
+        return (text.partition(f"{key}: ")[2].partition(".")[0],)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepeatedLineTask(NeedleTask):
+    """One needle again and again; every byte from the second time on is asked."""
+
+    name: ClassVar[str] = "repeated line"
+
+    def _draw(self, batch_size: int, generator: torch.Generator) -> Batch:
+        chance, lines = dice(generator), []
+        for _ in range(batch_size):
+            task = replace(self, value=chance.choice(("number", "number", "word")))
+            lines.append(f"{chance.choice(WORDS)}: {task._value(chance)}. ")
+        text = "".join((line * self.n_chars)[: self.n_chars] for line in lines)
+        tokens = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).view(batch_size, self.n_chars).long()
+        first = torch.tensor([len(line) for line in lines])[:, None]
+        labels = tokens[:, 1:].masked_fill(torch.arange(1, self.n_chars) < first, IGNORE)
+        return Batch(tokens[:, :-1].clone(), labels, {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeedlesRun:
+    """One training."""
+
+    name: str
+    memory: Any
+    lr: float = 1.5e-2
+    stages: tuple[tuple[int, bool, int], ...] = ((180, True, 80), (180, False, 80), (140, False, LENGTH))  # steps, repeated lines, bytes
+    batch_size: int = 32
+    asked: int = 64  # texts of a kind and length
+    lengths: tuple[int, ...] = (LENGTH, 4 * LENGTH, 16 * LENGTH)
+
+
+def contenders() -> list[NeedlesRun]:
+    memory = TitansConfig(d_model=D, n_heads=4, segment_length=8, depth=1, step=0.3, momentum=0.3)
+    return [
+        NeedlesRun(name="Gated DeltaNet", memory=GatedDeltaNetConfig(d_model=D, n_heads=2)),
+        NeedlesRun(name="Titans LMM", memory=memory),
+        NeedlesRun(name="Titans MAG", memory=MAG(d_model=D, n_persistent=8, memory=memory, n_heads=4, window=16)),
+        NeedlesRun(name="sliding window", memory=SlidingWindowConfig(d_model=D, n_heads=4, window=20), lr=5e-3),
+    ]
+
+
+def kinds(n_chars: int) -> dict[str, ShortNeedleTask]:
+    """The three tasks, in texts of `n_chars` bytes."""
+    return {
+        "passkey": ShortNeedleTask(n_chars=n_chars, haystack="repeat"),
+        "number": ShortNeedleTask(n_chars=n_chars, haystack="text"),
+        "word": ShortNeedleTask(n_chars=n_chars, haystack="text", value="word"),
+    }
+
+
+def run(what: NeedlesRun, *, seed: int = 0) -> dict[str, Any]:
+    """Train, then ask. Seconds are of this process's processor time."""
+    torch.manual_seed(seed)
+    steps = [(repeated, n_chars) for n, repeated, n_chars in what.stages for _ in range(n)]
+    model = StackConfig(vocab_size=256, d_model=D, layers=2 * (what.memory,), ff_mult=2.0).build()
+
+    def loss(step: int) -> Tensor:
+        repeated, n_chars = steps[step - 1]
+        task = RepeatedLineTask(n_chars=n_chars) if repeated else list(kinds(n_chars).values())[step % 3]
+        batch = task.sample(what.batch_size, seed=step + 1_000_000 * seed)
+        total, count, _ = model.loss(batch.inputs, batch.labels, model.init_state(what.batch_size))
+        return total / count
+
+    seconds = fit(model, loss, steps=len(steps), lr=what.lr)
+    return {
+        "name": what.name,
+        "seed": seed,
+        "steps": len(steps),
+        "lr": what.lr,
+        "cpu_seconds": round(seconds, 1),
+        "parameters": weights(model),
+        "state_bytes": state_bytes(model.advance(torch.zeros(1, 64, dtype=torch.int64), model.init_state(1))),
+        "right": {str(n): {kind: said_right(model, task, rows=what.asked) for kind, task in kinds(n).items()} for n in what.lengths},
+    }
+
+
+@torch.no_grad()
+def said_right(model: Any, task: NeedleTask, *, rows: int) -> dict[str, float]:
+    """The share of answers said whole, and of their bytes. Whole: every likeliest byte is the answer's, so that greedy generation says it."""
+    batch = task.sample(rows, seed=0, split="test")
+    said = model(batch.inputs, model.init_state(rows))[0].argmax(-1)
+    asked = batch.labels != IGNORE
+    right = (said == batch.labels) | ~asked
+    return {"answers": round(right.all(1).float().mean().item(), 4), "bytes": round(right[asked].float().mean().item(), 4)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Titans: needles in texts of 1, 4 and 16 times the length of those in training.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of each row (default 0 1)")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--json", help="write the rows to this file, each as it is measured; what it holds is not repeated")
+    given = parser.parse_args(arguments)
+    keep_freed_memory()
+    table = Table("python -m memseq.recipes.titans_needles", given.json, length=LENGTH)
+    done = {(row["name"], row["seed"]) for row in table.rows}
+    for seed in given.seeds:
+        for what in contenders():
+            if given.only in what.name and (what.name, seed) not in done:
+                table.add(**run(what, seed=seed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The plumbing of the needles: a text has one right answer, the first stage asks what was read, contenders hold as much, rows are kept."""
+
+import json
+from dataclasses import replace
+
+import torch
+
+from memseq.recipes import titans_needles as recipe
+from memseq.tasks.task import IGNORE
+
+
+def test_the_answer_is_what_stood_after_the_key():
+    for task in recipe.kinds(128).values():
+        batch = task.sample(8, seed=0)
+        asked = batch.labels != IGNORE
+        assert batch.inputs.shape == (8, 127)
+        assert torch.equal(task.oracle(batch.inputs)[asked], batch.labels[asked])
+        text = bytes(batch.inputs[0].tolist()).decode()
+        (answer,) = task.answer_in(text[: text.rindex(":") + 1])
+        assert text.count(f": {answer}") == 2  # the needle's, and that of the answer
+
+
+def test_a_repeated_line_asks_what_was_read_before():
+    batch = recipe.RepeatedLineTask(n_chars=90).sample(6, seed=1)
+    for tokens, labels in zip(batch.inputs.tolist(), batch.labels.tolist(), strict=True):
+        first = next(i for i, label in enumerate(labels) if label != IGNORE) + 1  # bytes of the line
+        assert bytes(tokens[first - 2 : first]) == b". "
+        assert labels[first - 1 :] == (tokens * 2)[: len(labels) - first + 1]
+
+
+def test_every_contender_is_trained_and_asked_and_rows_are_kept(monkeypatch, tmp_path):
+    few = {"stages": ((1, True, 70), (1, False, 70)), "batch_size": 2, "asked": 2, "lengths": (70, 100)}
+    rows = {what.name: recipe.run(replace(what, **few)) for what in recipe.contenders()}
+    assert all(row["right"].keys() == {"70", "100"} for row in rows.values())
+    plain = [row["state_bytes"] for name, row in rows.items() if name != "Titans MAG"]
+    assert max(plain) < 1.06 * min(plain)
+    done = []
+    monkeypatch.setattr(recipe, "run", lambda what, seed: done.append(what.name) or {"name": what.name, "seed": seed})
+    path = tmp_path / "rows.json"
+    for only in ("LMM", "Titans"):
+        recipe.main(["--seeds", "3", "--only", only, "--json", str(path)])
+    assert done == ["Titans LMM", "Titans MAG"]
+    assert [row["name"] for row in json.loads(path.read_text())["rows"]] == done
