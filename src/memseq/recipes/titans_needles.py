@@ -137,7 +137,7 @@ def run(what: NeedlesRun, *, seed: int = 0) -> dict[str, Any]:
 
 @torch.no_grad()
 def said_right(model: Any, task: NeedleTask, *, rows: int) -> dict[str, float]:
-    """The share of answers said whole, and of their bytes. Whole: every likeliest byte is the answer's, so that greedy generation says it."""
+    """The share of answers said whole, and of their bytes. Whole: the likeliest byte is right everywhere, as greedy generation needs."""
     batch = task.sample(rows, seed=0, split="test")
     said = model(batch.inputs, model.init_state(rows))[0].argmax(-1)
     asked = batch.labels != IGNORE
