@@ -20,7 +20,7 @@ Rows that the file holds already are kept and not run again, so that a long tabl
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,14 @@ from memseq.models.stack import StackConfig
 from memseq.recipes.machine import describe
 from memseq.state import state_bytes
 from memseq.tasks.recall import RecallTask
+from memseq.tasks.task import Batch
 from memseq.training.cell import StreamCell
 from memseq.training.curriculum import Curriculum
 from memseq.training.lanes import Segment
 from memseq.training.optim import AdamWConfig, clip_gradients
 from memseq.training.replay import replay_backward
 
-__all__ = ["Contender", "accuracy", "claims", "contenders", "main", "question", "run"]
+__all__ = ["Contender", "accuracy", "claims", "contenders", "main", "question", "run", "trained"]
 
 D, L, SLOTS = 64, 12, 8
 UP_TO_FOUR = Curriculum(stages=(2, 3, 4), least=2, steps=None, mastered=0.98)
@@ -85,48 +86,54 @@ def contenders() -> list[Contender]:
     ]
 
 
-def run(what: Contender, *, seed: int = 0, asked: int = 256) -> dict[str, Any]:
-    """Train and ask. Seconds are of this process's processor time."""
+def trained(what: Contender, *, seed: int = 0, task: Callable[[int], Any] = question) -> tuple[Any, dict[str, Any]]:
+    """The model after its training on `task(n_segments)`, and what there is to say of it. Seconds are of this process's processor time."""
     torch.manual_seed(seed)
-    model = what.model.build()
+    model, length = what.model.build(), task(what.curriculum.stages[0]).segment_length
     cell, optimizer = StreamCell(model), AdamWConfig(lr=what.lr, weight_decay=0.0, betas=(0.9, 0.99)).build(model)
     curriculum, began, step, mastered = what.curriculum, time.process_time(), 0, []
     progress = curriculum.begin()
     while (spent := (time.process_time() - began) / what.seconds) < 1:
         step += 1
-        task = question(curriculum.n_segments(progress, seed))
-        batch = task.sample(what.batch_size, seed=step + 1_000_000 * seed)
+        batch = task(curriculum.n_segments(progress, seed)).sample(what.batch_size, seed=step + 1_000_000 * seed)
         optimizer.set_rate(min(1.0, step / 30, max(0.05, (1 - spent) / 0.3)))
-        segments = [Segment(*piece) for piece in batch.segments(L)]
+        segments = [Segment(*piece) for piece in batch.segments(length)]
         replay_backward(cell, segments, model.init_state(what.batch_size), scale=1 / int((batch.labels != -100).sum()))
         clip_gradients(optimizer.parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        score = accuracy(model, curriculum.stages[progress.stage], rows=128) if step % 50 == 0 else None
+        score = None
+        if step % 50 == 0:
+            n = curriculum.stages[progress.stage]
+            score = accuracy(model, task(n).sample(128, seed=n, split="test"), length)
         after = curriculum.after(progress, score)
         mastered += [step] * (after.stage > progress.stage)
         progress = after
-    seconds = time.process_time() - began
-    trained = curriculum.stages[progress.stage]
-    return {
+    return model, {
         "name": what.name,
         "seed": seed,
         "steps": step,
         "stages": list(curriculum.stages[: progress.stage + 1]),
         "stage_mastered_at_step": mastered,
-        "cpu_seconds": round(seconds, 1),
+        "cpu_seconds": round(time.process_time() - began, 1),
         "parameters": sum(p.numel() for p in model.parameters()),
         "state_bytes": state_bytes(model.init_state(1)),
-        "trained_on_at_most": trained,
-        "accuracy": {str(n * curriculum.stages[-1]): accuracy(model, n * curriculum.stages[-1], rows=asked) for n in what.times},
+        "trained_on_at_most": curriculum.stages[progress.stage],
     }
 
 
+def run(what: Contender, *, seed: int = 0, asked: int = 256) -> dict[str, Any]:
+    """Train, and ask over more and more segments."""
+    model, row = trained(what, seed=seed)
+    lengths = [times * what.curriculum.stages[-1] for times in what.times]
+    return row | {"accuracy": {str(n): accuracy(model, question(n).sample(asked, seed=n, split="test"), L) for n in lengths}}
+
+
 @torch.no_grad()
-def accuracy(model: Any, n_segments: int, *, rows: int) -> float:
-    """On test questions over `n_segments` segments, in evaluation mode."""
-    batch, state, training = question(n_segments).sample(rows, seed=n_segments, split="test"), model.init_state(rows), model.training
-    *before, last = batch.segments(L)
+def accuracy(model: Any, batch: Batch, length: int) -> float:
+    """Of what is asked in the last segment, in evaluation mode."""
+    *before, last = batch.segments(length)
+    state, training = model.init_state(len(batch.inputs)), model.training
     model.eval()
     for segment in before:
         state = model.advance(segment.tokens, state)

@@ -1,0 +1,240 @@
+"""BABILong in small: who is where, told in a few sentences that are scattered through a novel, and asked at its end.
+
+Sources: BABILong (Kuratov et al., arXiv:2406.10149), after bAbI (Weston et al., arXiv:1502.05698); the systems are RMT
+(arXiv:2207.06881) and ARMT (arXiv:2407.04841).
+
+    python -m memseq.recipes.babilong path/to/data --json results.json
+
+Tokens are words: those of bAbI, and the most frequent of the novels. Training stories are simulated (`tasks/babi.py`) and hidden in
+training novels; while training, more is asked on the way, so that every segment has something to teach. What is scored are the official
+test questions, one a text, hidden in novels of the test split, each fact at a place drawn without regard to the others. A text has so
+many segments of 32 words; the curriculum goes up to 4 of them. Two blocks of width 64 each, 8 vectors, memory replay through all
+segments.
+
+    rmt, noise      noise on what passes a border while training (`recipes/rmt.py`)
+    armt            a matrix a layer
+    no memory       the same blocks, segment by segment: it answers where the last segment tells, and else the likeliest room
+
+The folder holds `babi/en` and `books`. Rows that the file holds already are kept.
+"""
+
+import argparse
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from memseq.memories.segment_attention import SegmentAttentionConfig
+from memseq.models.armt import ARMTConfig
+from memseq.models.rmt import RMTConfig
+from memseq.models.stack import StackConfig
+from memseq.recipes.fitting import Table
+from memseq.recipes.machine import keep_freed_memory
+from memseq.recipes.rmt import Contender, accuracy, trained
+from memseq.tasks import babi
+from memseq.tasks.prose import dice, split_sentences
+from memseq.tasks.task import IGNORE, Batch, Task
+from memseq.tasks.text import books
+from memseq.training.curriculum import Curriculum
+
+__all__ = ["Background", "StoryTask", "contenders", "main", "novels", "words_of"]
+
+D, L, SLOTS = 64, 32, 8
+VOCABULARY = 384
+FREQUENT = 400_000  # characters of novels that a background is made of
+WINDOWS = Curriculum(stages=(1, 2, 4), least=1, steps=None, mastered=0.95)
+ASKED = (1, 2, 4, 8, 16, 32)  # segments
+
+Ids = tuple[int, ...]
+
+
+def words_of(text: str) -> list[str]:
+    """Words in small letters, full stops and question marks.
+
+    >>> words_of("Where is Mary?")
+    ['where', 'is', 'mary', '?']
+    """
+    return re.findall(r"[a-z]+|[.?]", text.lower())
+
+
+@dataclass(frozen=True, eq=False)
+class Background:
+    """The words that have a number (0 is any other), and sentences of novels to hide something in."""
+
+    numbers: dict[str, int]
+    train: tuple[Ids, ...]
+    test: tuple[Ids, ...]
+
+    def ids(self, text: str) -> Ids:
+        return tuple(self.numbers.get(word, 0) for word in words_of(text))
+
+
+def novels(train: str, test: str) -> Background:
+    """From two texts: the words of bAbI and the most frequent ones of the first."""
+    told = (*babi.PEOPLE, *babi.ROOMS, *babi.THINGS, *babi.GO, *babi.TAKE, *babi.LEAVE, "the there where is was before ? .")
+    known = dict.fromkeys(word for part in told for word in words_of(part))
+    frequent = (word for word, _ in Counter(words_of(train)).most_common())
+    chosen = [*known, *(word for word in frequent if word not in known)][: VOCABULARY - 1]
+    numbers = {word: 1 + i for i, word in enumerate(chosen)}
+
+    def sentences(text: str) -> tuple[Ids, ...]:
+        found = (tuple(numbers.get(word, 0) for word in words_of(sentence)) for sentence in split_sentences(text))
+        return tuple(ids for ids in found if 3 <= len(ids) <= 24)
+
+    return Background(numbers, sentences(train), sentences(test))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoryTask(Task):
+    """Facts in a text of `n_segments` segments that ends with a question; the label is at the question mark.
+
+    Samples of split "train" hold a further question a segment, those of "test" none; both are simulated. `official` gives those of a file.
+    """
+
+    name: ClassVar[str] = "babilong"
+    source: ClassVar[str] = "arXiv:2406.10149"
+
+    background: Background
+    qa: int = 1
+    n_segments: int = 4
+    segment_length: int = L
+
+    @property
+    def vocab_size(self) -> int:
+        return VOCABULARY
+
+    @property
+    def length(self) -> int:
+        return self.n_segments * self.segment_length
+
+    @property
+    def chance(self) -> float:
+        return 1 / len(babi.ROOMS)
+
+    def _draw(self, batch_size: int, generator: torch.Generator) -> Batch:
+        chance, rows = dice(generator), []
+        train = generator.initial_seed() % 2 == 0
+        while len(rows) < batch_size:
+            story = babi.simulate(self.qa, chance)
+            between = tuple(self._on_the_way(story.facts, chance)) if train else ()
+            written = self._write(story, between, self.background.train if train else self.background.test, chance)
+            if written is not None:
+                rows.append(written)
+        return self._batch(rows)
+
+    def official(self, questions: Sequence[babi.Question], *, seed: int) -> Batch:
+        """Those of `questions` whose stories fit, hidden in test novels."""
+        chance = random.Random(seed)
+        rows = [self._write(question, (), self.background.test, chance) for question in questions]
+        return self._batch([row for row in rows if row is not None])
+
+    def _on_the_way(self, facts: tuple[str, ...], chance: random.Random) -> Iterator[tuple[int, str, str]]:
+        """(after so many facts, a question, its answer)."""
+        for _ in range(self.n_segments):
+            told = chance.randint(1, len(facts))
+            who = chance.choice(babi.PEOPLE if self.qa == 1 else babi.THINGS)
+            question = f"Where is {who}?" if self.qa == 1 else f"Where is the {who}?"
+            if self.qa < 3 and (answer := babi.solve(self.qa, facts[:told], question)):
+                yield told, question, answer
+
+    def _write(
+        self, story: babi.Question, between: Sequence[tuple[int, str, str]], sentences: Sequence[Ids], chance: random.Random
+    ) -> tuple[list[int], dict[int, int]] | None:
+        """(words, {place: answer}); None where the story is too long."""
+        ids, last = self.background.ids, self.background.ids(story.question)
+        events: list[tuple[Ids, str]] = []
+        for told, fact in enumerate(story.facts, start=1):
+            events += [(ids(fact), ""), *((ids(question), answer) for after, question, answer in between if after == told)]
+        room = self.length - len(last) - sum(len(event) for event, _ in events)
+        if room < 0:
+            return None
+        prose, at = [], chance.randrange(len(sentences))
+        while room > 0:
+            sentence = sentences[at % len(sentences)]
+            prose.append(sentence if len(sentence) <= room else (*sentence[: room - 1], self.background.numbers["."]))
+            room, at = room - len(prose[-1]), at + 1
+        text: list[int] = []
+        asked: dict[int, int] = {}
+        places = sorted(chance.choices(range(len(prose) + 1), k=len(events)))
+        for place in range(len(prose) + 1):
+            while places and places[0] == place:
+                event, answer = events[len(events) - len(places)]
+                text += event
+                if answer:
+                    asked[len(text) - 1] = ids(answer)[0]
+                places.pop(0)
+            text += prose[place] if place < len(prose) else ()
+        return [*text, *last], asked | {self.length - 1: ids(story.answer)[0]}
+
+    def _batch(self, rows: Sequence[tuple[list[int], dict[int, int]]]) -> Batch:
+        inputs = torch.tensor([words for words, _ in rows])
+        labels = torch.full_like(inputs, IGNORE)
+        for row, (_, asked) in zip(labels, rows, strict=True):
+            row[list(asked)] = torch.tensor(list(asked.values()))
+        return Batch(inputs, labels, {})
+
+
+def contenders(seconds: float) -> list[Contender]:
+    """Every row of the table."""
+
+    def stack(inputs: int) -> StackConfig:
+        layer = SegmentAttentionConfig(d_model=D, n_heads=4, segment_length=inputs)
+        return StackConfig(vocab_size=VOCABULARY, d_model=D, layers=2 * (layer,))
+
+    def rmt(n_slots: int, **fields: Any) -> RMTConfig:
+        return RMTConfig(backbone=stack(L + 2 * n_slots), n_slots=n_slots, segment_length=L, **fields)
+
+    models = {
+        "rmt, noise 0.5": rmt(SLOTS, noise=0.5),
+        "armt": ARMTConfig(backbone=stack(L + SLOTS), n_slots=SLOTS, segment_length=L, key_size=8),
+        "no memory": rmt(0),
+    }
+    return [Contender(name=name, model=model, seconds=seconds, curriculum=WINDOWS, lr=2e-3, times=()) for name, model in models.items()]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="bAbI's questions in novels, by the number of segments.")
+    parser.add_argument("data", type=Path, help="a folder that holds babi/en and books")
+    parser.add_argument("--qa", type=int, default=1, choices=(1, 2), help="bAbI's task (default 1)")
+    parser.add_argument("--seconds", type=float, default=90.0, help="of training, each, in processor time (default 90)")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of each row (default 1)")
+    parser.add_argument("--only", default=None, help="one row, by its name")
+    parser.add_argument("--asked", type=int, default=300, help="official questions, at most (default 300)")
+    parser.add_argument("--json", help="write the result to this file; rows that it holds are kept")
+    given = parser.parse_args(arguments)
+    keep_freed_memory()
+    text = {split: _some(given.data, split) for split in ("train", "test")}
+    task = partial(StoryTask, background=novels(text["train"], text["test"]), qa=given.qa)
+    file = next((given.data / "babi" / "en").glob(f"qa{given.qa}_*_test.txt.gz"))
+    questions = babi.read_babi(file)[: given.asked]
+    most = Counter(question.answer for question in questions).most_common(1)[0][1] / len(questions)
+    command = f"python -m memseq.recipes.babilong DATA --qa {given.qa} --seconds {given.seconds:g}"
+    table = Table(command, given.json, segment_length=L, chance=round(1 / len(babi.ROOMS), 4))
+    there = {(row["task"], row["name"], row["seed"]) for row in table.rows}
+    for seed in range(given.seeds):
+        for what in contenders(given.seconds):
+            if given.only not in (None, what.name) or (f"qa{given.qa}", what.name, seed) in there:
+                continue
+            model, row = trained(what, seed=seed, task=lambda n: task(n_segments=n))
+            found, counted = {}, {}
+            for n in ASKED:
+                batch = task(n_segments=n).official(questions, seed=n)
+                found[str(n)], counted[str(n)] = accuracy(model, batch, L), len(batch.inputs)
+            table.add(task=f"qa{given.qa}", **row, accuracy=found, questions=counted, likeliest_room=round(most, 4))
+
+
+def _some(data: Path, split: str) -> str:
+    """The beginning of the split's novels, a part of each."""
+    text = books(data / "books", split)
+    share = FREQUENT // len(text)
+    return " ".join(next(text.pieces(number))[:share].decode("utf-8", errors="ignore") for number in range(len(text)))
+
+
+if __name__ == "__main__":
+    main()
