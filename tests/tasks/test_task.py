@@ -15,6 +15,8 @@ CASES = [
     ("recall_overwritten", {"n_segments": 7, "n_writes": 4, "n_symbols": 2}),
     ("recall_overwritten", {"n_segments": 2, "n_keys": 1, "n_writes": 0}),
     ("recall_overwritten", {"n_noise": 0, "n_segments": 12, "n_writes": 1}),
+    ("recall_horizon", {"n_tokens": 32, "n_keys": 20}),
+    ("recall_horizon", {"n_tokens": 64, "horizon": 8, "n_keys": 3, "n_values": 2}),
     ("copy", {}),
     ("copy", {"n_source": 1, "repeats": 3}),
     ("reverse", {}),

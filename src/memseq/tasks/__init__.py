@@ -14,6 +14,7 @@ __all__ = ["TASKS", "make_task", "task_class"]
 TASKS = {  # name -> module and class; a module is imported when its task is asked for
     "recall": "recall.RecallTask",
     "recall_overwritten": "recall.OverwrittenRecallTask",
+    "recall_horizon": "horizon.HorizonRecallTask",
     "copy": "copy.CopyTask",
     "reverse": "copy.ReverseTask",
     "selective_copy": "selective_copy.SelectiveCopyTask",
