@@ -138,7 +138,7 @@ def config_of(state_size: int, vocab_size: int) -> StackConfig:
 def train(what: ForgetRun, seed: int) -> tuple[Any, float]:
     """(the model, processor seconds)."""
     torch.manual_seed(seed)
-    model = config_of(what.state_size, stream(4, 2).vocab_size).build()
+    model: Any = config_of(what.state_size, stream(4, 2).vocab_size).build()
     with torch.no_grad():
         for block in model.blocks:
             block.memories[0].gate.A_log.sub_(what.slow)
