@@ -16,15 +16,14 @@ from torch import Tensor, nn
 from memseq.errors import ConfigError
 from memseq.layers.linear import Linear
 from memseq.layers.short_conv import ShortConv
+from memseq.layers.sizes import check_at_least_one
 
-__all__ = ["ConvHeads", "check_delta_heads", "check_strength"]
+__all__ = ["ConvHeads", "check_delta_heads", "check_strength", "delta_sizes"]
 
 
 def check_delta_heads(config: Any) -> None:
     """Raise `ConfigError` where the numbers of a layer of the delta rule make no sense."""
-    for name in ("d_model", "n_heads", "conv_width", "chunk_size"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
+    check_at_least_one(config, "d_model", "n_heads", "conv_width", "chunk_size")
     for name in ("key_size", "value_size"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, or None for its default, got {getattr(config, name)}")
@@ -36,6 +35,12 @@ def check_delta_heads(config: Any) -> None:
         )
 
 
+def delta_sizes(config: Any) -> tuple[int, int]:
+    """Channels of a key and of a value of one head: what the config says, else d_model / n_heads."""
+    each = config.d_model // config.n_heads
+    return config.key_size or each, config.value_size or each
+
+
 def check_strength(strength: float) -> None:
     """Raise `ConfigError` unless a delta rule with writes of up to this strength is stable."""
     if not 0 < strength <= 2:
@@ -45,15 +50,14 @@ def check_strength(strength: float) -> None:
 class ConvHeads(nn.Module):
     """`q, k, v, rest, tail = heads(x, tail)` with q, k [B, T, G, K], v [B, T, H, V] and rest [B, T, extra]."""
 
-    def __init__(
-        self, d_model: int, *, n_heads: int, n_key_heads: int, key_size: int, value_size: int, conv_width: int, extra: int
-    ) -> None:
+    def __init__(self, config: Any, *, extra: int, n_key_heads: int | None = None) -> None:
         super().__init__()
-        self.sizes = [n_key_heads * key_size, n_key_heads * key_size, n_heads * value_size]
-        self.n_heads, self.n_key_heads, self.extra = n_heads, n_key_heads, extra
-        self.inputs = Linear(d_model, sum(self.sizes) + extra, bias=False)
-        self.conv = ShortConv(sum(self.sizes), conv_width, silu=True)
-        nn.init.normal_(self.inputs.weight, std=d_model**-0.5)
+        c, (self.key_size, self.value_size) = config, delta_sizes(config)
+        self.n_heads, self.n_key_heads, self.extra = c.n_heads, n_key_heads or c.n_heads, extra
+        self.sizes = [self.n_key_heads * self.key_size, self.n_key_heads * self.key_size, self.n_heads * self.value_size]
+        self.inputs = Linear(c.d_model, sum(self.sizes) + extra, bias=False)
+        self.conv = ShortConv(sum(self.sizes), c.conv_width, silu=True)
+        nn.init.normal_(self.inputs.weight, std=c.d_model**-0.5)
 
     def forward(
         self, x: Float[Tensor, "B T D"], tail: Float[Tensor, "B W C"]
@@ -65,6 +69,12 @@ class ConvHeads(nn.Module):
         q, k, v = mixed.split(self.sizes, dim=-1)
         q, k = (t.unflatten(-1, (self.n_key_heads, -1)) for t in (q, k))
         return q, k, v.unflatten(-1, (self.n_heads, -1)), rest, tail
+
+    def init_matrix(self, batch_size: int) -> Float[Tensor, "B H K V"]:
+        """Of a stream that has read nothing, in float32 at least."""
+        w = self.inputs.weight
+        size = (batch_size, self.n_heads, self.key_size, self.value_size)
+        return w.new_zeros(size, dtype=torch.promote_types(w.dtype, torch.float32))
 
     def share(self, keys: Float[Tensor, "B T G K"]) -> Float[Tensor, "B H T K"]:
         """Queries or keys for every value head, in the order of the ops."""

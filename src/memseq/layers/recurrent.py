@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from memseq.contract import Memory
 from memseq.errors import ConfigError
 from memseq.layers.linear import Linear
+from memseq.layers.sizes import check_at_least_one
 from memseq.ops.linear import linear
 from memseq.ops.recurrent import Carry, Cell, scan, zoneout
 
@@ -48,10 +49,7 @@ class RecurrentConfig:
     initial: Literal["zeros", "learned"] = "zeros"  # the state before the first token
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "hidden_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
+        check_at_least_one(self, "d_model", "hidden_size")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.initial not in ("zeros", "learned"):

@@ -30,6 +30,7 @@ from memseq.contract import Memory
 from memseq.errors import ConfigError
 from memseq.layers.attention import check_heads
 from memseq.layers.fast_weights import Associations, Logits, Matrix, Perceptron, Readout, check_descent, first_state, first_weights, logit
+from memseq.layers.sizes import check_at_least_one
 from memseq.ops.fast_network import Norm
 from memseq.ops.omega import Window, omega_chunkwise
 from memseq.ops.polynomial import monomials, polynomial_features
@@ -66,9 +67,7 @@ class AtlasConfig:
 
     def __post_init__(self) -> None:
         check_heads(self.d_model, self.n_heads, 0.0)
-        for name in ("window", "conv_width", "chunk_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least_one(self, "window", "conv_width", "chunk_size")
         if self.degree is not None and not 1 <= self.degree <= 4:
             raise ConfigError(
                 f"degree must lie in 1 to 4 (features of size K and degree p number (K + p choose p)), or None, got {self.degree}"

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from memseq.contract import Memory
-from memseq.layers.conv_heads import ConvHeads, check_delta_heads, check_strength
+from memseq.layers.conv_heads import ConvHeads, check_delta_heads, check_strength, delta_sizes
 from memseq.layers.head_norm import HeadNorm, unit
 from memseq.layers.linear import Linear
 from memseq.ops.linear_attention import delta_chunkwise
@@ -56,25 +56,14 @@ class DeltaNetMemory(Memory[DeltaNetState]):
     def __init__(self, config: DeltaNetConfig) -> None:
         super().__init__()
         self.config = c = config
-        H, each = c.n_heads, c.d_model // c.n_heads
-        self.key_size, self.value_size = c.key_size or each, c.value_size or each
-        self.heads = ConvHeads(
-            c.d_model,
-            n_heads=H,
-            n_key_heads=H,
-            key_size=self.key_size,
-            value_size=self.value_size,
-            conv_width=c.conv_width,
-            extra=H,  # b
-        )
+        H, (self.key_size, self.value_size) = c.n_heads, delta_sizes(c)
+        self.heads = ConvHeads(c, extra=H)  # b
         self.norm = HeadNorm(self.value_size, c.norm_eps)
         self.out = Linear(H * self.value_size, c.d_model, bias=False)
         nn.init.normal_(self.out.weight, std=self.out.in_features**-0.5)
 
     def init_state(self, batch_size: int) -> DeltaNetState:
-        w, dtype = self.out.weight, torch.promote_types(self.out.weight.dtype, torch.float32)
-        S = w.new_zeros(batch_size, self.config.n_heads, self.key_size, self.value_size, dtype=dtype)
-        return DeltaNetState(S, self.heads.conv.init_tail(batch_size))
+        return DeltaNetState(self.heads.init_matrix(batch_size), self.heads.conv.init_tail(batch_size))
 
     def forward(self, x: Float[Tensor, "B T D"], state: DeltaNetState) -> tuple[Float[Tensor, "B T D"], DeltaNetState]:
         q, k, v, b, tail = self.heads(x, state.tail)

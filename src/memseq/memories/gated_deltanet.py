@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from memseq.contract import Memory
 from memseq.errors import ConfigError
-from memseq.layers.conv_heads import ConvHeads, check_delta_heads, check_strength
+from memseq.layers.conv_heads import ConvHeads, check_delta_heads, check_strength, delta_sizes
 from memseq.layers.decay_gate import DecayGate
 from memseq.layers.head_norm import NormThenGate, unit
 from memseq.layers.linear import Linear
@@ -62,26 +62,15 @@ class GatedDeltaNetMemory(Memory[GatedDeltaNetState]):
     def __init__(self, config: GatedDeltaNetConfig) -> None:
         super().__init__()
         self.config = c = config
-        H, each = c.n_heads, c.d_model // c.n_heads
-        self.key_size, self.value_size = c.key_size or each, c.value_size or each
-        self.heads = ConvHeads(
-            c.d_model,
-            n_heads=H,
-            n_key_heads=c.n_key_heads or H,
-            key_size=self.key_size,
-            value_size=self.value_size,
-            conv_width=c.conv_width,
-            extra=H * self.value_size + 2 * H,  # z, b, a
-        )
+        H, (self.key_size, self.value_size) = c.n_heads, delta_sizes(c)
+        self.heads = ConvHeads(c, n_key_heads=c.n_key_heads, extra=H * self.value_size + 2 * H)  # z, b, a
         self.gate = DecayGate(H, rates=(0.01, 16.0))
         self.norm = NormThenGate(self.value_size, c.norm_eps)
         self.out = Linear(H * self.value_size, c.d_model, bias=False)
         nn.init.normal_(self.out.weight, std=self.out.in_features**-0.5)
 
     def init_state(self, batch_size: int) -> GatedDeltaNetState:
-        w = self.out.weight
-        S = w.new_zeros(batch_size, self.config.n_heads, self.key_size, self.value_size, dtype=torch.promote_types(w.dtype, torch.float32))
-        return GatedDeltaNetState(S, self.heads.conv.init_tail(batch_size))
+        return GatedDeltaNetState(self.heads.init_matrix(batch_size), self.heads.conv.init_tail(batch_size))
 
     def forward(self, x: Float[Tensor, "B T D"], state: GatedDeltaNetState) -> tuple[Float[Tensor, "B T D"], GatedDeltaNetState]:
         c, H = self.config, self.config.n_heads

@@ -25,6 +25,7 @@ from memseq.errors import ConfigError
 from memseq.layers.head_norm import NormThenGate
 from memseq.layers.linear import Linear
 from memseq.layers.short_conv import ShortConv
+from memseq.layers.sizes import check_at_least_one
 from memseq.ops.channel_decay import gla_chunkwise
 
 __all__ = ["GLAConfig", "GLAMemory", "GLAState"]
@@ -48,10 +49,7 @@ class GLAConfig:
     chunk_size: int = 64  # speed and rounding only
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_heads", "key_size", "value_size", "gate_rank", "conv_width", "chunk_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
+        check_at_least_one(self, "d_model", "n_heads", "key_size", "value_size", "gate_rank", "conv_width", "chunk_size")
         if self.gate_power <= 0:
             raise ConfigError(f"gate_power must be above zero, got {self.gate_power}")
         if (self.key_size is None or self.value_size is None) and self.d_model % (2 * self.n_heads):

@@ -23,8 +23,10 @@ from torch.nn import functional as F
 
 from memseq.contract import Memory, empty
 from memseq.errors import ConfigError
+from memseq.layers.attention import check_heads
 from memseq.layers.linear import Linear
 from memseq.layers.short_conv import ShortConv
+from memseq.layers.sizes import check_at_least_one
 from memseq.ops.channel_decay import gla_chunkwise
 
 __all__ = ["HGRN2Config", "HGRN2Memory", "HGRN2State"]
@@ -45,16 +47,8 @@ class HGRN2Config:
     chunk_size: int = 64  # speed and rounding only
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_heads", "conv_width", "chunk_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
-        if self.d_model % self.n_heads:
-            near = self.n_heads * -(-self.d_model // self.n_heads)
-            raise ConfigError(
-                f"d_model={self.d_model} cannot be split into n_heads={self.n_heads} equal heads; use a multiple of {self.n_heads},"
-                f" such as d_model={near}"
-            )
+        check_at_least_one(self, "d_model", "n_heads", "conv_width", "chunk_size")
+        check_heads(self.d_model, self.n_heads, 0.0)
         if not 0 <= self.lower_bound < 1:
             raise ConfigError(f"lower_bound must lie in [0, 1): at 1 nothing is ever written, got {self.lower_bound}")
 

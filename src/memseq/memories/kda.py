@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memseq.contract import Memory
-from memseq.layers.conv_heads import ConvHeads, check_delta_heads, check_strength
+from memseq.layers.conv_heads import ConvHeads, check_delta_heads, check_strength, delta_sizes
 from memseq.layers.head_norm import unit
 from memseq.layers.linear import Linear
 from memseq.ops.channel_decay import kda_chunkwise
@@ -59,10 +59,10 @@ class KDAMemory(Memory[KDAState]):
     def __init__(self, config: KDAConfig) -> None:
         super().__init__()
         self.config = c = config
-        H, each = c.n_heads, c.d_model // c.n_heads
-        self.key_size, self.value_size = K, V = c.key_size or each, c.value_size or each
+        H, (K, V) = c.n_heads, delta_sizes(c)
+        self.key_size, self.value_size = K, V
         # besides q, k, v: the ranks of the two gates, and b
-        self.heads = ConvHeads(c.d_model, n_heads=H, n_key_heads=H, key_size=K, value_size=V, conv_width=c.conv_width, extra=2 * V + H)
+        self.heads = ConvHeads(c, extra=2 * V + H)
         self.fade = Linear(V, H * K, bias=False)  # W_f2
         self.open = Linear(V, H * V)  # W_g2, c
         self.A_log = nn.Parameter(torch.empty(H).uniform_(1, 16).log_())
@@ -77,9 +77,7 @@ class KDAMemory(Memory[KDAState]):
         nn.init.zeros_(self.open.bias)
 
     def init_state(self, batch_size: int) -> KDAState:
-        w = self.out.weight
-        S = w.new_zeros(batch_size, self.config.n_heads, self.key_size, self.value_size, dtype=torch.promote_types(w.dtype, torch.float32))
-        return KDAState(S, self.heads.conv.init_tail(batch_size))
+        return KDAState(self.heads.init_matrix(batch_size), self.heads.conv.init_tail(batch_size))
 
     def forward(self, x: Float[Tensor, "B T D"], state: KDAState) -> tuple[Float[Tensor, "B T D"], KDAState]:
         c, dtype = self.config, state.S.dtype

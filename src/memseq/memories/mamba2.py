@@ -27,6 +27,7 @@ from memseq.layers.decay_gate import DecayGate
 from memseq.layers.head_norm import GateThenNorm
 from memseq.layers.linear import Linear
 from memseq.layers.short_conv import ShortConv
+from memseq.layers.sizes import check_at_least_one
 from memseq.ops.linear_attention import decay_chunkwise
 
 __all__ = ["Mamba2Config", "Mamba2Memory", "Mamba2State"]
@@ -55,9 +56,7 @@ class Mamba2Config:
     chunk_size: int = 64  # speed and rounding only
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "expand", "head_size", "state_size", "n_groups", "conv_width", "chunk_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least_one(self, "d_model", "expand", "head_size", "state_size", "n_groups", "conv_width", "chunk_size")
         if self.inner % self.head_size:
             raise ConfigError(
                 f"expand * d_model = {self.inner} channels cannot be split into heads of head_size={self.head_size};"

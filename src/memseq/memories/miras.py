@@ -29,6 +29,7 @@ from memseq.contract import Memory
 from memseq.errors import ConfigError
 from memseq.layers.attention import check_heads
 from memseq.layers.fast_weights import Associations, Logits, Matrix, Perceptron, Readout, check_descent, first_state, first_weights, logit
+from memseq.layers.sizes import check_at_least_one
 from memseq.ops.miras import Bounded, Elastic, Huber, Keep, NormQ, Power, Product, Simplex, Squared, miras_chunkwise
 from memseq.ops.titans import FastState, Gates
 
@@ -69,9 +70,7 @@ class MirasConfig:
 
     def __post_init__(self) -> None:
         check_heads(self.d_model, self.n_heads, 0.0)
-        for name in ("conv_width", "chunk_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least_one(self, "conv_width", "chunk_size")
         if self.delta <= 0:
             raise ConfigError(f"delta must be above 0, got {self.delta}")
 

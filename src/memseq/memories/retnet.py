@@ -17,12 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from memseq.contract import Memory, empty
-from memseq.errors import ConfigError
 from memseq.layers.attention import check_heads
 from memseq.layers.head_norm import NormThenGate
 from memseq.layers.linear import Linear
 from memseq.layers.rotary import Rotary, places, rotate
 from memseq.layers.short_conv import ShortConv
+from memseq.layers.sizes import check_at_least_one
 from memseq.ops.linear_attention import decay_chunkwise
 
 __all__ = ["RetNetConfig", "RetNetMemory", "RetNetState"]
@@ -46,9 +46,7 @@ class RetNetConfig:
 
     def __post_init__(self) -> None:
         check_heads(self.d_model, self.n_heads, 0.0)
-        for name in ("expand_value", "conv_width", "chunk_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least_one(self, "expand_value", "conv_width", "chunk_size")
 
     def build(self) -> "RetNetMemory":
         return RetNetMemory(self)

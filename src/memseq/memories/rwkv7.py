@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memseq.contract import Memory, empty
-from memseq.errors import ConfigError
+from memseq.layers.attention import check_heads
 from memseq.layers.linear import Linear
+from memseq.layers.sizes import check_at_least_one
 from memseq.layers.token_shift import LowRank, shift
 from memseq.ops.channel_decay import channel_chunkwise
 
@@ -52,16 +53,8 @@ class RWKV7Config:
     chunk_size: int = 32  # speed and rounding only
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_heads", "decay_rank", "rate_rank", "gate_rank", "chunk_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
-        if self.d_model % self.n_heads:
-            near = self.n_heads * -(-self.d_model // self.n_heads)
-            raise ConfigError(
-                f"d_model={self.d_model} cannot be split into n_heads={self.n_heads} equal heads; use a multiple of {self.n_heads},"
-                f" such as d_model={near}"
-            )
+        check_at_least_one(self, "d_model", "n_heads", "decay_rank", "rate_rank", "gate_rank", "chunk_size")
+        check_heads(self.d_model, self.n_heads, 0.0)
 
     def build(self) -> "RWKV7Memory":
         return RWKV7Memory(self)

@@ -30,6 +30,7 @@ from memseq.contract import Memory
 from memseq.errors import ConfigError, StateError
 from memseq.layers.calibration import MASK, CyclingRows, FixedRow, NoCalibration, NoRow, RandomRows
 from memseq.layers.linear import Linear
+from memseq.layers.sizes import check_at_least_one
 from memseq.ops.hadamard import hadamard_chunkwise
 
 __all__ = [
@@ -60,9 +61,7 @@ class StableHadamardConfig:
     chunk_size: int = 16  # speed and memory only
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "memory_size", "chunk_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least_one(self, "d_model", "memory_size", "chunk_size")
         if self.positive not in ("relu", "softplus"):
             raise ConfigError(f"positive must be 'relu' or 'softplus', got {self.positive!r}")
         if self.limit is not None and self.limit <= 0:

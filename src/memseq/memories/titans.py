@@ -28,6 +28,7 @@ from memseq.contract import Memory
 from memseq.errors import ConfigError
 from memseq.layers.attention import check_heads
 from memseq.layers.fast_weights import Associations, Logits, Readout, check_descent, first_state, first_weights, logit
+from memseq.layers.sizes import check_at_least_one
 from memseq.ops.fast_network import Network, mlp
 from memseq.ops.titans import FastState, Gates, titans_chunkwise, titans_online_linear
 
@@ -59,9 +60,7 @@ class TitansConfig:
 
     def __post_init__(self) -> None:
         check_heads(self.d_model, self.n_heads, 0.0)
-        for name in ("depth", "expansion", "conv_width", "chunk_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least_one(self, "depth", "expansion", "conv_width", "chunk_size")
         if self.activation not in ("gelu", "silu", "tanh"):
             raise ConfigError(f"activation must be 'gelu', 'silu' or 'tanh', got {self.activation!r}")
         if self.form not in ("plain", "residual", "normed"):

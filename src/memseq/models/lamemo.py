@@ -33,6 +33,7 @@ from memseq.errors import ConfigError
 from memseq.layers.attention import check_heads
 from memseq.layers.feedforward import FeedForward
 from memseq.layers.phases import by_phase
+from memseq.layers.sizes import check_at_least_one
 from memseq.models.language_model import LanguageModel
 from memseq.ops.attention import band, merge
 from memseq.ops.relative import relative_shift, sinusoids
@@ -65,9 +66,7 @@ class LaMemoConfig:
         check_heads(self.d_model, self.n_heads, self.dropout)
         if self.d_model % 2:
             raise ConfigError(f"the sinusoids of distances need an even d_model, got {self.d_model}")
-        for name in ("n_layers", "window", "segment_length"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least_one(self, "n_layers", "window", "segment_length")
         if self.vocab_size < 2:
             raise ConfigError(f"vocab_size must be at least 2, got {self.vocab_size}")
         if self.look_ahead is not None and not 0 <= self.look_ahead <= self.segment_length:

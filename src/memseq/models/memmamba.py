@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from memseq.errors import ConfigError
 from memseq.layers.head_norm import HeadNorm
 from memseq.layers.notes import NoteReader, Notes, NoteState, NoteWriter, sees
+from memseq.layers.sizes import check_at_least_one
 from memseq.memories.mamba2 import Mamba2Config, Mamba2State
 from memseq.models.language_model import LanguageModel
 
@@ -52,9 +53,7 @@ class MemMambaConfig:
     def __post_init__(self) -> None:
         if self.vocab_size < 2:
             raise ConfigError(f"vocab_size must be at least 2, got {self.vocab_size}")
-        for name in ("n_layers", "n_notes", "note_size", "window", "below", "chunk_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least_one(self, "n_layers", "n_notes", "note_size", "window", "below", "chunk_size")
         if self.below_every is not None and self.below_every < 1:
             raise ConfigError(f"below_every must be at least 1, or None for no layer, got {self.below_every}")
 

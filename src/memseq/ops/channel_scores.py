@@ -16,7 +16,7 @@ what comes after t gains x . dx from it, what comes before loses y . dy.
 Letters: n chunks of L tokens (L a power of two), R and P vectors a token on the two sides, K channels, V values.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
 
@@ -202,10 +202,7 @@ def diagonal_scan(
 class _DiagonalScan(Function):
     @staticmethod
     def forward(ctx: Any, w: Tensor, C: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
-        states = C.new_empty(len(C) + 1, *C.shape[1:])
-        states[0] = S
-        for w_n, C_n, before, after in zip(w[..., None].unbind(0), C.unbind(0), states[:-1].unbind(0), states[1:].unbind(0), strict=True):
-            torch.addcmul(C_n, w_n, before, out=after)
+        states = _climbed(torch.addcmul, w[..., None], C, S)
         ctx.save_for_backward(w, states)
         return states[:-1], states[-1].clone()
 
@@ -213,10 +210,7 @@ class _DiagonalScan(Function):
     @once_differentiable
     def backward(ctx: Any, d: Tensor, d_last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         w, states = ctx.saved_tensors
-        g = torch.empty_like(states)
-        g[-1] = d_last
-        for n in range(len(w) - 1, -1, -1):
-            torch.addcmul(d[n], w[n][..., None], g[n + 1], out=g[n])
+        g = _descended(torch.addcmul, w[..., None], d, d_last)
         return (g[1:] * states[:-1]).sum(-1), g[1:], g[0].clone()
 
 
@@ -230,10 +224,7 @@ def dense_scan(
 class _DenseScan(Function):
     @staticmethod
     def forward(ctx: Any, M: Tensor, C: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
-        states = C.new_empty(len(C) + 1, *C.shape[1:])
-        states[0] = S
-        for M_n, C_n, before, after in zip(M.unbind(0), C.unbind(0), states[:-1].unbind(0), states[1:].unbind(0), strict=True):
-            torch.baddbmm(C_n, M_n, before, out=after)
+        states = _climbed(torch.baddbmm, M, C, S)
         ctx.save_for_backward(M, states)
         return states[:-1], states[-1].clone()
 
@@ -241,8 +232,23 @@ class _DenseScan(Function):
     @once_differentiable
     def backward(ctx: Any, d: Tensor, d_last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         M, states = ctx.saved_tensors
-        g = torch.empty_like(states)
-        g[-1] = d_last
-        for n in range(len(M) - 1, -1, -1):
-            torch.baddbmm(d[n], M[n].mT, g[n + 1], out=g[n])
+        g = _descended(torch.baddbmm, M.mT, d, d_last)
         return g[1:] @ states[:-1].mT, g[1:], g[0].clone()
+
+
+def _climbed(step: Callable[..., Tensor], M: Tensor, C: Tensor, S: Tensor) -> Tensor:
+    """S, and S' = M S + C after each n: `step(C, M, S)` is the product and the sum."""
+    states = C.new_empty(len(C) + 1, *C.shape[1:])
+    states[0] = S
+    for M_n, C_n, before, after in zip(M.unbind(0), C.unbind(0), states[:-1].unbind(0), states[1:].unbind(0), strict=True):
+        step(C_n, M_n, before, out=after)
+    return states
+
+
+def _descended(step: Callable[..., Tensor], M_transposed: Tensor, d: Tensor, d_last: Tensor) -> Tensor:
+    """The gradients of all that `_climbed` returned, from those of its rows but the last, and of the last."""
+    g = d.new_empty(len(d) + 1, *d.shape[1:])
+    g[-1] = d_last
+    for n in range(len(d) - 1, -1, -1):
+        step(d[n], M_transposed[n], g[n + 1], out=g[n])
+    return g

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memseq.ops.precision import unrounded
+
 __all__ = ["MixedProduct", "Moved", "SquaredGradient"]
 
 
@@ -43,8 +45,12 @@ class MixedProduct(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
-        X, W, S, Y, g, beta, f, G, scores, *said = ctx.saved_tensors
-        d = d.contiguous()
+        with unrounded(d):
+            return MixedProduct.gradients(ctx.saved_tensors, d.contiguous())
+
+    @staticmethod
+    def gradients(saved: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+        X, W, S, Y, g, beta, f, G, scores, *said = saved
         d_X, d_W, d_beta = _back(d, X, W, beta, *said[:1])
         d_S = d_f = None
         if S is not None:
@@ -85,7 +91,12 @@ class Moved(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_W_end: Any, d_S_end: Any) -> tuple[Tensor | None, ...]:  # d_S_end is None without S
-        W, S, X, g, beta, f, G, m, A = ctx.saved_tensors
+        with unrounded(d_W_end):
+            return Moved.gradients(ctx.saved_tensors, d_W_end, d_S_end)
+
+    @staticmethod
+    def gradients(saved: Any, d_W_end: Tensor, d_S_end: Any) -> tuple[Tensor | None, ...]:
+        W, S, X, g, beta, f, G, m, A = saved
         d_X, d_g, d_G = _back_sum(X, g, G, d_W_end)
         d_W, d_beta = d_W_end * beta[..., None, None], _dot(d_W_end, W)
         if S is None:
