@@ -141,19 +141,25 @@ def best_rates(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Recall of pairs by the linear family, at equal size of the matrix.")
+    compare(arguments, contenders(), recipe="linear_attention", about="Recall of pairs by the linear family, at equal size of the matrix.")
+
+
+def compare(arguments: Sequence[str] | None, rows: Sequence[PairsRun], *, recipe: str, about: str) -> None:
+    """The command of a recipe that trains `rows` on pairs: sweep, then test."""
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--part", choices=("sweep", "test"), required=True, help="find each row's rate, or train at the rates found")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each row of the test (default 1)")
     parser.add_argument("--first-seed", type=int, default=0, help="the seed of the first (default 0)")
     parser.add_argument("--only", default="", help="the row of this name alone")
+    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="of the sweep (default {} {})".format(*RATES))
     parser.add_argument("--json", required=True, help="write the rows to this file, each as it is measured; what it holds is not repeated")
     given = parser.parse_args(arguments)
-    table = Table("python -m memseq.recipes.linear_attention", given.json, chance=2 / VOCABULARY)
+    table = Table(f"python -m memseq.recipes.{recipe}", given.json, chance=2 / VOCABULARY)
     done = {(row["part"], row["name"], row["seed"]) for row in table.rows}
-    wanted = [what for what in contenders() if given.only in ("", what.name)]
+    wanted = [what for what in rows if given.only in ("", what.name)]
     if given.part == "sweep":
         for what in wanted:
-            for rate in RATES:
+            for rate in given.rates:
                 part = f"sweep {rate:g}"
                 if (part, what.name, SWEEP_SEED) not in done:
                     table.add(part=part, **run(replace(what, lr=rate), seed=SWEEP_SEED, questions=SWEEP_SEED))
