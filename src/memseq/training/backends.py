@@ -15,7 +15,7 @@ from memseq.state import State, detach
 from memseq.training import distributed
 from memseq.training.cell import StreamCell
 from memseq.training.lanes import Segment
-from memseq.training.replay import checkpointed_loss, replay_backward
+from memseq.training.replay import checkpointed_loss, no_autocast, replay_backward
 from memseq.training.schedules import KeepAll, Schedule
 from memseq.training.sync import sync_of
 
@@ -91,7 +91,8 @@ def _run_whole(module: nn.Module) -> Run:
 
     def run(segments: Sequence[Segment], state: State, scale: float) -> tuple[Tensor, State]:
         loss, end = module(segments, state)
-        (loss * scale).backward()
+        with no_autocast(loss.device):
+            (loss * scale).backward()
         return loss.detach(), end
 
     return run
