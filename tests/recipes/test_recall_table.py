@@ -101,7 +101,7 @@ def test_what_the_file_holds_is_not_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "run", run)
     recipe.main(["--only", "gru", "--rate", "0.003", "--json", str(path)])
     recipe.main(["--only", "gru,lstm", "--seconds", "2", "--json", str(path)])
-    assert runs == [("gru", 0.003, 0, 20.0), ("gru", 0.01, 0, 2.0), ("lstm", 0.01, 0, 2.0), ("lstm", 0.003, 0, 2.0)]
+    assert runs == [("gru", 0.003, 0, 12.0), ("gru", 0.01, 0, 2.0), ("lstm", 0.01, 0, 2.0), ("lstm", 0.003, 0, 2.0)]
     assert len(json.loads(path.read_text())["rows"]) == 4
 
 

@@ -61,9 +61,10 @@ SEEDS = {"chosen": 1000, "asked": 2000}  # of questions that no training has
 class Budget:
     """Of one training and its questions."""
 
-    seconds: float = 20.0
+    seconds: float = 12.0
     questions: int = 64  # of a load and a distance, at least
     streams: int = 16  # that they are asked of, at least
+    reading: float = 15.0  # processor seconds after which no farther distance is asked
     distances: tuple[int, ...] = DISTANCES
 
 
@@ -164,7 +165,9 @@ def run(name: str, *, lr: float, seed: int = 0, budget: Budget = Budget()) -> di
 
     steps, seconds = fit_within(model, loss, seconds=budget.seconds, lr=lr)
     trained = tuple(d for d in budget.distances if d <= STAGES[-1][2])
-    known = recall(model, LOADS[:-1], trained, seed=SEEDS["chosen"], budget=budget)
+    known = [
+        cell for cells in recall(model, LOADS[:-1], trained, seed=SEEDS["chosen"], budget=budget) for cell in cells if cell is not None
+    ]
     return {
         "name": name,
         "seed": seed,
@@ -173,7 +176,7 @@ def run(name: str, *, lr: float, seed: int = 0, budget: Budget = Budget()) -> di
         "tokens": read,
         "cpu_seconds": round(seconds, 1),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "chosen_by": round(sum(map(sum, known)) / sum(map(len, known)), 4),
+        "chosen_by": round(sum(known) / len(known), 4),
         "training_tokens_per_second": round(read / seconds),
         **held(model),
         "recall": recall(model, LOADS, budget.distances, seed=SEEDS["asked"], budget=budget),
@@ -181,16 +184,24 @@ def run(name: str, *, lr: float, seed: int = 0, budget: Budget = Budget()) -> di
 
 
 @torch.no_grad()
-def recall(model: Any, loads: Sequence[int], distances: Sequence[int], *, seed: int, budget: Budget) -> list[list[float]]:
-    """Share of right answers, [load][distance]. All loads are read at once: more noise comes before fewer facts."""
+def recall(model: Any, loads: Sequence[int], distances: Sequence[int], *, seed: int, budget: Budget) -> list[list[float | None]]:
+    """Share of right answers, [load][distance]. All loads are read at once: more noise comes before fewer facts.
+
+    None where the seconds for reading ended before.
+    """
+    began = time.process_time()
     generator, most = torch.Generator().manual_seed(seed), max(loads)
     drawn = [Facts.draw(max(budget.streams, budget.questions // n), n, generator) for n in loads]
     asked = [facts.some(8, generator) for facts in drawn]
     shown = torch.cat([torch.cat([noise(len(f.keys), most - f.keys.shape[1], generator), f.tokens], dim=1) for f in drawn])
     borders = [0, *itertools.accumulate(len(f.keys) for f in drawn)]
     state, place = read_on(model, shown, model.init_state(len(shown))), 0
-    found: list[list[float]] = [[] for _ in loads]
+    found: list[list[float | None]] = [[] for _ in loads]
     for distance in distances:
+        if time.process_time() - began > budget.reading:
+            for cells in found:
+                cells.append(None)
+            continue
         state, place = read_on(model, noise(len(shown), distance - place, generator), state), distance
         for cells, facts, (first, end) in zip(found, asked, itertools.pairwise(borders), strict=True):
             answers = ask(model, select(state, slice(first, end)), ALPHABET.keys[facts.keys], facts.values, ALPHABET)
