@@ -9,6 +9,9 @@ The peer is measured in the three ways in which it can be asked for segments of 
     chunk 64, batch 64       gates by chunk, gradients at each chunk's first weights
     chunk 1, batch 64        gates by token, gradients at each chunk's first weights: the paper's function, and the one computed here
 
+and beside Gated DeltaNet and the other memories that learn while they read, ATLAS' family and Miras' three (`--only family`): one layer of
+width 256 at its defaults, but with heads so small that their features are few.
+
 Forward and backward, float32, one thread. The contenders take turns in one process, after a turn to warm up; times are medians of
 processor seconds. Bytes are those of all tensors alive at once on top of the weights.
 """
@@ -24,10 +27,14 @@ from typing import Any
 
 import torch
 
+from memseq.memories.atlas import AtlasConfig, DeepTransformersConfig, DotConfig, OmegaNetConfig
+from memseq.memories.gated_deltanet import GatedDeltaNetConfig
+from memseq.memories.miras import MemoraConfig, MonetaConfig, YaadConfig
 from memseq.memories.titans import TitansConfig
 from memseq.ops.fast_network import mlp
 from memseq.ops.titans import FastState, Gates, titans_chunkwise, titans_scan
 from memseq.recipes.machine import describe
+from memseq.state import state_bytes
 from memseq.training.live_bytes import LiveBytes
 
 B, T, D, H, L = 4, 1024, 256, 4, 64
@@ -63,6 +70,35 @@ def form(read: Callable, depth: int) -> Callable[[], None]:
     gates = Gates(torch.full((1, H, n), -0.01), torch.full((1, H, n), -0.5), torch.full((1, H, n), 0.1))
     state = FastState(weights, tuple(torch.zeros_like(W) for W in weights), weights, torch.zeros(1, dtype=torch.int64))
     return lambda: read(network, q, k, v, gates, state, segment_length=L, limit=4.0)[0].sum().backward()
+
+
+def family() -> dict[str, Any]:
+    """A layer of width 256 of each memory that learns while it reads, and of Gated DeltaNet."""
+    four: dict[str, Any] = {"d_model": D, "n_heads": H}
+    return {
+        "gated_deltanet": GatedDeltaNetConfig(**four),
+        "titans, a matrix": TitansConfig(**four, depth=1),
+        "titans": TitansConfig(**four),
+        "omeganet": OmegaNetConfig(d_model=D, n_heads=16),
+        "dot": DotConfig(d_model=D, n_heads=32),
+        "deep_transformers": DeepTransformersConfig(d_model=D, n_heads=32),
+        "yaad": YaadConfig(**four),
+        "moneta": MonetaConfig(**four),
+        "memora": MemoraConfig(**four),
+        "atlas": AtlasConfig(d_model=D, n_heads=16),
+    }
+
+
+def layer(config: Any, n_tokens: int) -> Callable[[], None]:
+    memory, x = config.build(), torch.randn(1, n_tokens, D, requires_grad=True)
+    return lambda: memory(x, memory.init_state(1))[0].sum().backward()
+
+
+def bytes_kept(config: Any) -> int:
+    """Of one stream, between two segments."""
+    memory = config.build()
+    with torch.no_grad():
+        return state_bytes(memory.advance(torch.randn(1, 64, D), memory.init_state(1)))
 
 
 def in_turns(contenders: dict[str, Callable[[], None]], rounds: int, seconds: float = 20.0) -> dict[str, dict[str, float]]:
@@ -109,7 +145,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the measurements go (default: nowhere)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each contender (default 5)")
-    parser.add_argument("--only", choices=("speed", "forms", "latency"), help="measure this alone, and keep what the file has of the rest")
+    parser.add_argument(
+        "--only", choices=("speed", "forms", "latency", "family"), help="measure this alone, and keep what the file has of the rest"
+    )
     parser.add_argument(
         "--peer-path", metavar="DIR", help="where titans-pytorch was installed with pip --target, if not in this environment"
     )
@@ -147,6 +185,14 @@ def main() -> None:
             )
             result[f"forms, depth {depth}"] = rows
             save(result, a.json)
+    if a.only in (None, "family"):
+        configs = family()
+        rows = in_turns({name: layer(config, 256) for name, config in configs.items()}, a.rounds, seconds=8.0)
+        for name, row in rows.items():
+            row |= {"tokens_per_second": round(256 / row["seconds"]), "state_bytes": bytes_kept(configs[name])}
+            print(f"{name:20} {row['tokens_per_second']:8} tokens/s, state {row['state_bytes']:10,}", flush=True)
+        result["family"] = rows
+        save(result, a.json)
     if a.only in (None, "latency"):
         result["latency"] = latency(100_000, {"d_model": 64, "n_heads": 2, "segment_length": 16})
         result["latency, small"] = latency(1_000_000, {"d_model": 16, "n_heads": 1, "segment_length": 64, "depth": 1})
