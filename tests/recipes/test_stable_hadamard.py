@@ -40,8 +40,8 @@ def test_the_table_of_a_run(tmp_path) -> None:
         ["--only", "repeat,stability", "--names", "no row", "--seeds", "1", "--steps", "1", "--tokens", "10000", "--json", str(path)]
     )
     rows = json.loads(path.read_text())["rows"]
-    assert [row["part"] for row in rows] == 4 * ["stability"] + 2 * ["repeat_previous"]
-    assert {row["task"] for row in rows[4:]} == {"repeat_previous, k = 4", "repeat_previous, k = 32"}
+    assert [row["part"] for row in rows] == 4 * ["stability"] + 3 * ["repeat_previous"]
+    assert {row["task"] for row in rows[4:]} == {f"repeat_previous, k = {k}" for k in (4, 8, 32)}
 
 
 def test_stability_is_a_function_of_its_seed() -> None:

@@ -5,8 +5,8 @@ sequence labelling (`tasks/popgym.py`), so that what is compared is what the mem
 
     python -m memseq.recipes.stable_hadamard --json results.json
 
-    repeat       RepeatPrevious, k = 4 and k = 32: the suit of the k-th last card
-    autoencode   a deck said backwards, 16 to 52 cards; trained on all lengths, asked for each
+    repeat       RepeatPrevious, k = 4, 8 and 32: the suit of the k-th last card
+    autoencode   a deck said backwards, 8 to 16 cards; trained on all lengths, asked for each
     stability    100,000 random tokens: the largest element of M and the slope of its logarithm, for every calibration, without a limit
     million      one stream of a million tokens: finite, bytes, and the last token's latency over the first's
 
@@ -44,9 +44,10 @@ MEMORIES = {
     "gru": GRUConfig(d_model=D, hidden_size=31),
 }
 GAMES: dict[str, dict[str, Any]] = {
-    "repeat_previous, k = 4": {"train_on": (RepeatPreviousTask(k=4),), "steps": 300},
-    "repeat_previous, k = 32": {"train_on": (RepeatPreviousTask(k=32, n_cards=104),), "steps": 300},
-    "autoencode": {"train_on": tuple(AutoencodeTask(n_cards=n) for n in (16, 28, 40, 52)), "steps": 300},
+    "repeat_previous, k = 4": {"train_on": (RepeatPreviousTask(k=4),), "steps": 300, "batch_size": 32},
+    "repeat_previous, k = 8": {"train_on": (RepeatPreviousTask(k=8, n_cards=32),), "steps": 600, "batch_size": 16},
+    "repeat_previous, k = 32": {"train_on": (RepeatPreviousTask(k=32, n_cards=64),), "steps": 600, "batch_size": 16},
+    "autoencode": {"train_on": tuple(AutoencodeTask(n_cards=n) for n in (8, 12, 16)), "steps": 600, "batch_size": 16},
 }
 
 
@@ -137,10 +138,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in range(given.first_seed, given.first_seed + given.seeds):
         for game, settings in GAMES.items():
             if any(game.startswith(part) for part in parts if part in ("repeat", "autoencode")):
-                steps = given.steps or settings["steps"]
+                settings = settings | {"steps": given.steps or settings["steps"]}
                 for name, memory in MEMORIES.items():
                     if name in chosen:
-                        scores = play(memory, settings["train_on"], steps=steps, seed=seed)
+                        scores = play(memory, **settings, seed=seed)
                         table.add(part=game.split(",")[0], task=game, name=name, seed=seed, **scores)
 
 
