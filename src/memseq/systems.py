@@ -226,6 +226,9 @@ _ROWS = (
     ),
     _model("mamba2_lm", "mamba2", "Mamba2LMConfig", "dao2024transformers", "the Mamba-2 language model as published: Mamba-2 layers alone"),
     _model(
+        "rwkv7_lm", "rwkv7", "RWKV7LMConfig", "peng2025rwkv7", "RWKV-7's language model as published: all layers see the first's values"
+    ),
+    _model(
         "titans_mac", "titans_mac", "TitansMACConfig", "behrouz2024titans", "Titans: attention to what the memory says and to a segment"
     ),
     _model("titans_mag", "titans_mag", "TitansMAGConfig", "behrouz2024titans", "Titans: attention to near tokens, gated by the memory"),
@@ -241,7 +244,7 @@ _FAMILIES = {
     "memory vectors around segments, for any backbone": "rmt armt hmt huggingface bart",
     "attention to what was kept": "attention sliding_window segment_attention transformer_xl compressive lamemo aaren",
     "matrices that fade": "linear_attention retnet gla hgrn2 rwkv6 mamba2 mamba2_lm stable_hadamard",
-    "matrices that erase before they write": "deltanet gated_deltanet kda rwkv7",
+    "matrices that erase before they write": "deltanet gated_deltanet kda rwkv7 rwkv7_lm",
     "matrices with company": "mom memmamba stuffed_mamba based base_conv jrt_rnn jrt_rnn_lm jrt_prompt",
     "networks that learn while they read": (
         "titans titans_mac titans_mag titans_mal atlas omeganet dot deep_transformers miras moneta yaad memora recoding"

@@ -15,6 +15,7 @@ from memseq.memories.gru import GRUConfig
 from memseq.memories.hgrn2 import HGRN2Config
 from memseq.memories.kda import KDAConfig
 from memseq.memories.rwkv7 import RWKV7Config
+from memseq.models.rwkv7 import RWKV7LMConfig
 from memseq.retrofit.fla_weights import LAYERS, from_fla, state_from_fla, state_to_fla
 
 F64 = torch.float64
@@ -129,7 +130,8 @@ def as_fla_says(name, w, x):
     return (rms(y, w["o_norm.weight"]) * opened).flatten(2) @ w["o_proj.weight"].T, S, conv_state
 
 
-def rwkv7_as_fla_says(w, x):
+def rwkv7_as_fla_says(w, x, first=None):
+    """Of a layer above the first with `first`, a list: the first layer's values, to be put there or read from there."""
     B, T, _ = x.shape
     delta = F.pad(x, (0, 0, 1, 0))[:, :-1] - x
     mixed = {n: x + delta * w[f"x_{n}"] for n in "rwkvag"}
@@ -138,6 +140,10 @@ def rwkv7_as_fla_says(w, x):
         return squash(mixed[n] @ w[f"{n}_lora.lora.0.weight"].T) @ w[f"{n}_lora.lora.2.weight"].T + bias
 
     r, k, v = (mixed[n] @ w[f"{n}_proj.weight"].T for n in "rkv")
+    if first:
+        v = torch.lerp(v, first[0], lora("v", bias=w["v_lora.lora.2.bias"]).sigmoid())
+    elif first is not None:
+        first.append(v)
     decay = torch.exp(-math.exp(-0.5) * lora("w", torch.tanh, w["w_lora.lora.2.bias"]).sigmoid())
     a, g = lora("a", bias=w["a_lora.lora.2.bias"]).sigmoid(), lora("g", torch.sigmoid)
     kk = F.normalize(heads(k * w["k_k"]), dim=-1)
@@ -151,6 +157,50 @@ def rwkv7_as_fla_says(w, x):
     o = F.group_norm(torch.stack(y, dim=1).reshape(B * T, D), H, w["g_norm.weight"], w["g_norm.bias"], eps=1e-5 * (D // H)).view(B, T, D)
     o = o + ((r * k * w["r_k"]).sum(-1, keepdim=True) * v).flatten(2)
     return (o * g) @ w["o_proj.weight"].T, S, x[:, -1]
+
+
+def rwkv7_model_of(n_layers, vocab_size, hidden):
+    """A state dict with the names and shapes of fla's RWKV7ForCausalLM."""
+    norms = ["model.norm", "model.layers.0.pre_norm"]
+    weights = {"model.embeddings.weight": torch.randn(vocab_size, D, dtype=F64), "lm_head.weight": torch.randn(vocab_size, D, dtype=F64)}
+    for i in range(n_layers):
+        layer = f"model.layers.{i}"
+        norms += [f"{layer}.attn_norm", f"{layer}.ffn_norm"]
+        own = weights_of("rwkv7")
+        if i:
+            own |= {"v_lora.lora.0.weight": torch.randn(RANK, D, dtype=F64), "v_lora.lora.2.weight": torch.randn(D, RANK, dtype=F64)}
+            own["v_lora.lora.2.bias"] = torch.randn(D, dtype=F64)
+        weights |= {f"{layer}.attn.{n}": t for n, t in own.items()}
+        weights |= {f"{layer}.ffn.key.weight": 0.3 * torch.randn(hidden, D, dtype=F64), f"{layer}.ffn.x_k": torch.rand(D, dtype=F64)}
+        weights[f"{layer}.ffn.value.weight"] = 0.3 * torch.randn(D, hidden, dtype=F64)
+    return weights | {f"{norm}.{part}": torch.randn(D, dtype=F64) for norm in norms for part in ("weight", "bias")}
+
+
+def rwkv7_model_as_fla_says(w, tokens, n_layers):
+    def norm(x, name):
+        return F.layer_norm(x, (D,), w[f"{name}.weight"], w[f"{name}.bias"])
+
+    x, first = norm(w["model.embeddings.weight"][tokens], "model.layers.0.pre_norm"), []
+    for i in range(n_layers):
+        layer = f"model.layers.{i}"
+        own = {n.removeprefix(f"{layer}.attn."): t for n, t in w.items() if n.startswith(f"{layer}.attn.")}
+        x = x + rwkv7_as_fla_says(own, norm(x, f"{layer}.attn_norm"), first)[0]
+        u = norm(x, f"{layer}.ffn_norm")
+        u = u + (F.pad(u, (0, 0, 1, 0))[:, :-1] - u) * w[f"{layer}.ffn.x_k"]
+        x = x + (u @ w[f"{layer}.ffn.key.weight"].T).relu() ** 2 @ w[f"{layer}.ffn.value.weight"].T
+    return norm(x, "model.norm") @ w["lm_head.weight"].T
+
+
+def test_a_whole_rwkv7_of_fla_gives_the_same_logits():
+    config = RWKV7LMConfig(vocab_size=17, layer=CONFIGS["rwkv7"], n_layers=3, value_rank=RANK, hidden_size=20)
+    weights, tokens = rwkv7_model_of(3, 17, 20), torch.randint(17, (2, 11))
+    model = from_fla(config, weights)
+    logits, state = model(tokens[:, :6], model.init_state(2))
+    rest, _ = model(tokens[:, 6:], state)
+    wanted = rwkv7_model_as_fla_says(weights, tokens, 3)
+    assert_close(torch.cat([logits, rest], dim=1), wanted, rtol=1e-9, atol=1e-9)
+    with pytest.raises(CheckpointError, match=r"there is no weight model\.layers\.1\.attn\.v_lora\.lora\.0\.weight"):
+        from_fla(config, {n: t for n, t in weights.items() if n != "model.layers.1.attn.v_lora.lora.0.weight"})
 
 
 def pieces(conv):

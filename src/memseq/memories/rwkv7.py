@@ -11,12 +11,14 @@ Source: Peng et al., "RWKV-7 'Goose' with Expressive Dynamic State Evolution" (a
     S_t = Diag(w) S_{t-1} - (a kk)^T (kk S_{t-1}) + k~^T v
     out = W_o (g (norm(r S_t) + (r . rho k~) v))                            norm: of each head, with gain and bias
 
-The value residual to the first layer crosses layers, which a memory in a stack does not: every layer here is a first layer.
+The values of the first layer, which the paper's model mixes into those of all others, cross layers, which a memory in a stack does not:
+alone it is a first layer; `models/rwkv7.py` has the whole model.
 
 State: S in float32 and the last x, 4 B D (K + 1) bytes in float32, whatever the length of the stream.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,7 +34,7 @@ from memseq.layers.sizes import check_at_least_one
 from memseq.layers.token_shift import LowRank, shift
 from memseq.ops.channel_decay import channel_chunkwise
 
-__all__ = ["RWKV7Config", "RWKV7Memory", "RWKV7State"]
+__all__ = ["RWKV7Config", "RWKV7Memory", "RWKV7State", "rank_of"]
 
 FASTEST = math.exp(-0.5)  # -log of the fastest decay
 
@@ -60,7 +62,8 @@ class RWKV7Config:
         return RWKV7Memory(self)
 
 
-def _rank(given: int | None, d_model: int, factor: float) -> int:
+def rank_of(given: int | None, d_model: int, factor: float) -> int:
+    """What is given, or the paper's: factor sqrt(d_model) to the nearest multiple of 32, at least 32."""
     return given or max(32, round(factor * d_model**0.5 / 32) * 32)
 
 
@@ -74,9 +77,9 @@ class RWKV7Memory(Memory[RWKV7State]):
         # r, w, k, v, a, g: later channels look less far back
         self.mixing = nn.Parameter(torch.stack([1 - place**power for power in (0.2, 0.9, 0.7, 0.7, 0.9, 0.2)]))
         self.receptance, self.key, self.value, self.out = (Linear(D, D, bias=False) for _ in range(4))
-        self.decay = LowRank(D, D, _rank(c.decay_rank, D, 2.5), squash=nn.Tanh())
-        self.rate = LowRank(D, D, _rank(c.rate_rank, D, 2.5))
-        self.gate = LowRank(D, D, _rank(c.gate_rank, D, 5.0), squash=nn.Sigmoid(), bias=False)
+        self.decay = LowRank(D, D, rank_of(c.decay_rank, D, 2.5), squash=nn.Tanh())
+        self.rate = LowRank(D, D, rank_of(c.rate_rank, D, 2.5))
+        self.gate = LowRank(D, D, rank_of(c.gate_rank, D, 5.0), squash=nn.Sigmoid(), bias=False)
         self.removal = nn.Parameter(torch.full((D,), 0.71))  # xi
         self.replacement = nn.Parameter(torch.full((D,), 1.02))  # alpha
         self.bonus = nn.Parameter(torch.full((H, D // H), -0.04))  # rho
@@ -104,10 +107,16 @@ class RWKV7Memory(Memory[RWKV7State]):
         return RWKV7State(S, empty(w, batch_size, c.d_model))
 
     def forward(self, x: Float[Tensor, "B T D"], state: RWKV7State) -> tuple[Float[Tensor, "B T D"], RWKV7State]:
+        return self.mix(x, state)
+
+    def mix(
+        self, x: Float[Tensor, "B T D"], state: RWKV7State, values: Callable[[Tensor, Tensor], Tensor] = lambda v, x_v: v
+    ) -> tuple[Float[Tensor, "B T D"], RWKV7State]:
+        """The memory whose values are `values(v, x^v)`, of what it would have alone and what it read them from."""
         c, dtype = self.config, state.S.dtype
         before, last = shift(x, state.last)
         x_r, x_w, x_k, x_v, x_a, x_g = (torch.addcmul(x, before, mu) for mu in self.mixing.to(x.dtype).unbind(0))
-        r, k, v, g = self.receptance(x_r), self.key(x_k), self.value(x_v), self.gate(x_g)
+        r, k, v, g = self.receptance(x_r), self.key(x_k), values(self.value(x_v), x_v), self.gate(x_g)
         decay, rate = self.decay(x_w), self.rate(x_a)
         with torch.autocast(x.device.type, enabled=False):
             k, a = k.to(dtype), rate.to(dtype).sigmoid()

@@ -3,13 +3,14 @@
     memory = from_fla(config, checkpoint, prefix="model.layers.0.attn.")      any of LAYERS; the config says what shapes do not
     state  = state_from_fla(memory, recurrent, conv)                          a layer's cache, as our state
     recurrent, conv = state_to_fla(memory, state)
+    model  = from_fla(RWKV7LMConfig(...), checkpoint)                         a whole RWKV7ForCausalLM
 
 The layouts of release 0.6. What differs: fla keeps a projection for each of q, k, v and the gates, ours is one; a convolution is
 [C, 1, width] there and [C, width] here; most layers keep the matrix values first, [B, H, V, K], and the last `width` inputs of each
 convolution, [B, C, width], of which the oldest is never read again. DeltaNet and RWKV-7 keep the matrix keys first.
 
-Not read, and refused by name: RWKV-7 layers above the first (their value residual needs the first layer's values), grouped keys of
-GLA. Of HGRN-2's bounds, which fla keeps in the model, the config takes one number a layer.
+Not read, and refused by name: single RWKV-7 layers above the first (they need the first layer's values, which the whole model has), grouped
+keys of GLA. Of HGRN-2's bounds, which fla keeps in the model, the config takes one number a layer.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from memseq.memories.gla import GLAConfig
 from memseq.memories.hgrn2 import HGRN2Config
 from memseq.memories.kda import KDAConfig
 from memseq.memories.rwkv7 import RWKV7Config
+from memseq.models.rwkv7 import RWKV7LMConfig
 
 __all__ = ["LAYERS", "from_fla", "state_from_fla", "state_to_fla"]
 
@@ -37,7 +39,7 @@ def from_fla(config: Any, weights: Mapping[str, Tensor], *, prefix: str = "") ->
     Raises `CheckpointError` where a weight is missing, left over or of another shape than the config's, and `ConfigError` for a
     config of no layer of fla.
     """
-    if type(config) not in LAYERS:
+    if type(config) not in LAYERS | MODELS:
         known = ", ".join(sorted(kind.__name__ for kind in LAYERS))
         raise ConfigError(f"fla has no layer of {type(config).__name__} that could be read; there are {known}")
     mine = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
@@ -49,10 +51,10 @@ def from_fla(config: Any, weights: Mapping[str, Tensor], *, prefix: str = "") ->
         left.discard(name)
         return mine[name].detach()
 
-    found = LAYERS[type(config)](config, take)
+    found = (LAYERS | MODELS)[type(config)](config, take)
     if left:
         raise CheckpointError(f"the layer holds {', '.join(sorted(left))}, which {type(config).__name__} has no place for")
-    memory = config.build().to(found["out.weight"])
+    memory = config.build().to(next(iter(found.values())))
     for name, own in memory.state_dict().items():
         if name in found and found[name].shape != own.shape:
             raise CheckpointError(f"{name} is {list(found[name].shape)} in the layer and {list(own.shape)} in the config: {config}")
@@ -142,6 +144,25 @@ def _rwkv7(config: RWKV7Config, take: Take) -> dict[str, Tensor]:
     return found
 
 
+def _rwkv7_lm(config: RWKV7LMConfig, take: Take) -> dict[str, Tensor]:
+    names = {"embedding.weight": "model.embeddings.weight", "output.weight": "lm_head.weight"}
+    for ours, theirs in {"first_norm": "layers.0.pre_norm", "norm": "norm"}.items():
+        names |= {f"{ours}.{part}": f"model.{theirs}.{part}" for part in ("weight", "bias")}
+    found = {}
+    for i in range(config.n_layers):
+        ours, theirs = f"blocks.{i}", f"model.layers.{i}"
+        for norm, name in {"time_norm": "attn_norm", "channel_norm": "ffn_norm"}.items():
+            names |= {f"{ours}.{norm}.{part}": f"{theirs}.{name}.{part}" for part in ("weight", "bias")}
+        names |= {f"{ours}.channel.{layer}.weight": f"{theirs}.ffn.{name}.weight" for layer, name in (("up", "key"), ("down", "value"))}
+        names[f"{ours}.channel.mixing"] = f"{theirs}.ffn.x_k"
+        if i:
+            for part, name in {"down.weight": "0.weight", "up.weight": "2.weight", "up.bias": "2.bias"}.items():
+                names[f"{ours}.share.{part}"] = f"{theirs}.attn.v_lora.lora.{name}"
+        layer = _rwkv7(config.layer, lambda name, theirs=theirs: take(f"{theirs}.attn.{name}"))
+        found |= {f"{ours}.time.{name}": weight for name, weight in layer.items()}
+    return {ours: take(theirs) for ours, theirs in names.items()} | found
+
+
 LAYERS: dict[type, Callable[[Any, Take], dict[str, Tensor]]] = {
     GLAConfig: _gla,
     HGRN2Config: _hgrn2,
@@ -150,6 +171,7 @@ LAYERS: dict[type, Callable[[Any, Take], dict[str, Tensor]]] = {
     KDAConfig: _kda,
     RWKV7Config: _rwkv7,
 }
+MODELS: dict[type, Callable[[Any, Take], dict[str, Tensor]]] = {RWKV7LMConfig: _rwkv7_lm}
 KEYS_FIRST = (DeltaNetConfig, RWKV7Config)
 
 
