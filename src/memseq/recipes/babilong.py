@@ -6,10 +6,11 @@ Sources: BABILong (Kuratov et al., arXiv:2406.10149), after bAbI (Weston et al.,
     python -m memseq.recipes.babilong path/to/data --json results.json
 
 Tokens are words: those of bAbI, and the most frequent of the novels. Training stories are simulated (`tasks/babi.py`) and hidden in
-training novels; while training, more is asked on the way, so that every segment has something to teach. What is scored are the official
-test questions, one a text, hidden in novels of the test split, each fact at a place drawn without regard to the others. A text has so
-many segments of 32 words; the curriculum goes up to 4 of them. Two blocks of width 64 each, 8 vectors, memory replay through all
-segments.
+training novels; while training, everything is asked at the end and something on the way. What is scored are the official test
+questions, one a text, hidden in novels of the test split, each fact at a place drawn without regard to the others. A text has so many
+segments of 32 words; the curriculum goes up to 4 of them, by memory replay through all. One backbone for all, of width 32: a convolution
+over six words, which ties a room to its person (two blocks of attention alone had not found that out after 700 steps), and two blocks of
+attention within the segment. 8 vectors.
 
     rmt, noise      noise on what passes a border while training (`recipes/rmt.py`)
     armt            a matrix a layer
@@ -30,6 +31,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from memseq.memories.base_conv import BaseConvConfig
 from memseq.memories.segment_attention import SegmentAttentionConfig
 from memseq.models.armt import ARMTConfig
 from memseq.models.rmt import RMTConfig
@@ -45,7 +47,7 @@ from memseq.training.curriculum import Curriculum
 
 __all__ = ["Background", "StoryTask", "contenders", "main", "novels", "words_of"]
 
-D, L, SLOTS = 64, 32, 8
+D, HEADS, L, SLOTS = 32, 2, 32, 8
 VOCABULARY = 384
 FREQUENT = 400_000  # characters of novels that a background is made of
 WINDOWS = Curriculum(stages=(1, 2, 4), least=1, steps=None, mastered=0.95)
@@ -94,7 +96,8 @@ def novels(train: str, test: str) -> Background:
 class StoryTask(Task):
     """Facts in a text of `n_segments` segments that ends with a question; the label is at the question mark.
 
-    Samples of split "train" hold a further question a segment, those of "test" none; both are simulated. `official` gives those of a file.
+    Samples of split "train" ask on the way too, and at the end for all that was told; those of "test" ask once. Both are simulated.
+    `official` gives those of a file.
     """
 
     name: ClassVar[str] = "babilong"
@@ -122,8 +125,10 @@ class StoryTask(Task):
         train = generator.initial_seed() % 2 == 0
         while len(rows) < batch_size:
             story = babi.simulate(self.qa, chance)
-            between = tuple(self._on_the_way(story.facts, chance)) if train else ()
-            written = self._write(story, between, self.background.train if train else self.background.test, chance)
+            between, last = (), ((story.question, story.answer),)
+            if train:
+                between, last = tuple(self._on_the_way(story.facts, chance)), tuple(self._all(story.facts, chance)) or last
+            written = self._write(story.facts, between, last, self.background.train if train else self.background.test, chance)
             if written is not None:
                 rows.append(written)
         return self._batch(rows)
@@ -131,27 +136,37 @@ class StoryTask(Task):
     def official(self, questions: Sequence[babi.Question], *, seed: int) -> Batch:
         """Those of `questions` whose stories fit, hidden in test novels."""
         chance = random.Random(seed)
-        rows = [self._write(question, (), self.background.test, chance) for question in questions]
+        rows = [self._write(q.facts, (), ((q.question, q.answer),), self.background.test, chance) for q in questions]
         return self._batch([row for row in rows if row is not None])
 
-    def _on_the_way(self, facts: tuple[str, ...], chance: random.Random) -> Iterator[tuple[int, str, str]]:
-        """(after so many facts, a question, its answer)."""
-        for _ in range(self.n_segments):
-            told = chance.randint(1, len(facts))
-            who = chance.choice(babi.PEOPLE if self.qa == 1 else babi.THINGS)
+    def _all(self, facts: tuple[str, ...], chance: random.Random) -> Iterator[tuple[str, str]]:
+        """Everything of the kind that can be asked after `facts`, with its answer, in any order."""
+        for who in chance.sample(babi.PEOPLE if self.qa == 1 else babi.THINGS, 4 if self.qa == 1 else 3):
             question = f"Where is {who}?" if self.qa == 1 else f"Where is the {who}?"
-            if self.qa < 3 and (answer := babi.solve(self.qa, facts[:told], question)):
+            if self.qa < 3 and (answer := babi.solve(self.qa, facts, question)):
+                yield question, answer
+
+    def _on_the_way(self, facts: tuple[str, ...], chance: random.Random) -> Iterator[tuple[int, str, str]]:
+        """(after so many facts, a question, its answer), one a segment but the last."""
+        for _ in range(self.n_segments - 1):
+            told = chance.randint(1, len(facts))
+            for question, answer in [*self._all(facts[:told], chance)][:1]:
                 yield told, question, answer
 
     def _write(
-        self, story: babi.Question, between: Sequence[tuple[int, str, str]], sentences: Sequence[Ids], chance: random.Random
+        self,
+        facts: tuple[str, ...],
+        between: Sequence[tuple[int, str, str]],
+        last: Sequence[tuple[str, str]],
+        sentences: Sequence[Ids],
+        chance: random.Random,
     ) -> tuple[list[int], dict[int, int]] | None:
         """(words, {place: answer}); None where the story is too long."""
-        ids, last = self.background.ids, self.background.ids(story.question)
+        ids = self.background.ids
         events: list[tuple[Ids, str]] = []
-        for told, fact in enumerate(story.facts, start=1):
+        for told, fact in enumerate(facts, start=1):
             events += [(ids(fact), ""), *((ids(question), answer) for after, question, answer in between if after == told)]
-        room = self.length - len(last) - sum(len(event) for event, _ in events)
+        room = self.length - sum(len(ids(question)) for question, _ in last) - sum(len(event) for event, _ in events)
         if room < 0:
             return None
         prose, at = [], chance.randrange(len(sentences))
@@ -170,7 +185,10 @@ class StoryTask(Task):
                     asked[len(text) - 1] = ids(answer)[0]
                 places.pop(0)
             text += prose[place] if place < len(prose) else ()
-        return [*text, *last], asked | {self.length - 1: ids(story.answer)[0]}
+        for question, answer in last:
+            text += ids(question)
+            asked[len(text) - 1] = ids(answer)[0]
+        return text, asked
 
     def _batch(self, rows: Sequence[tuple[list[int], dict[int, int]]]) -> Batch:
         inputs = torch.tensor([words for words, _ in rows])
@@ -184,18 +202,18 @@ def contenders(seconds: float) -> list[Contender]:
     """Every row of the table."""
 
     def stack(inputs: int) -> StackConfig:
-        layer = SegmentAttentionConfig(d_model=D, n_heads=4, segment_length=inputs)
-        return StackConfig(vocab_size=VOCABULARY, d_model=D, layers=2 * (layer,))
+        attention = SegmentAttentionConfig(d_model=D, n_heads=HEADS, segment_length=inputs)
+        return StackConfig(vocab_size=VOCABULARY, d_model=D, layers=(BaseConvConfig(d_model=D, width=6), attention, attention))
 
     def rmt(n_slots: int, **fields: Any) -> RMTConfig:
-        return RMTConfig(backbone=stack(L + 2 * n_slots), n_slots=n_slots, segment_length=L, **fields)
+        return RMTConfig(backbone=stack(L + 2 * n_slots), n_slots=n_slots, segment_length=L, mask="causal", **fields)
 
     models = {
         "rmt, noise 0.5": rmt(SLOTS, noise=0.5),
         "armt": ARMTConfig(backbone=stack(L + SLOTS), n_slots=SLOTS, segment_length=L, key_size=8),
         "no memory": rmt(0),
     }
-    return [Contender(name=name, model=model, seconds=seconds, curriculum=WINDOWS, lr=2e-3, times=()) for name, model in models.items()]
+    return [Contender(name=name, model=model, seconds=seconds, curriculum=WINDOWS, lr=5e-3, times=()) for name, model in models.items()]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

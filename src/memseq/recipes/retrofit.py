@@ -48,7 +48,6 @@ __all__ = ["Contender", "Novels", "Scores", "claims", "contenders", "main", "run
 L, CONTEXT = 64, 256
 DOCUMENT = 12  # segments of a document: beginnings are learned too
 BATCH = 16
-MEMORY_RATE = 3.0  # times the rate of the model's own weights
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]}
 COST = 1.005  # of perplexity inside a segment, at most
 ALONE = "alone"
@@ -62,6 +61,7 @@ class Contender:
     system: str
     settings: dict[str, Any] = field(default_factory=dict)
     learns: str = "all"
+    rate: float = 1.0  # of the memory's own weights, times that of the model's
 
 
 class Novels(NamedTuple):
@@ -82,17 +82,23 @@ class Scores(NamedTuple):
 
 def contenders() -> list[Contender]:
     """Every row of the table; the first is what the others are compared with."""
-    rmt, nothing = {"n_slots": 8}, {"n_slots": 8, "begin": "nothing"}
-    armt = {"n_slots": 8, "key_size": 16}
+
+    def rmt(name: str, learns: str = "all", begin: str = "nothing") -> Contender:
+        return Contender(name=name, system="rmt", settings={"n_slots": 8, "begin": begin}, learns=learns, rate=3.0)
+
+    def armt(name: str, learns: str = "all", rate: float = 0.3) -> Contender:
+        return Contender(name=name, system="armt", settings={"n_slots": 8, "key_size": 16}, learns=learns, rate=rate)
+
     return [
         Contender(name=ALONE, system="rmt", settings={"n_slots": 0}),
-        Contender(name="rmt, begins with learned vectors", system="rmt", settings=rmt),
-        Contender(name="rmt", system="rmt", settings=nothing),
-        Contender(name="rmt, memory alone", system="rmt", settings=nothing, learns="memory"),
-        Contender(name="rmt, memory and LoRA", system="rmt", settings=nothing, learns="lora"),
-        Contender(name="armt", system="armt", settings=armt),
-        Contender(name="armt, memory alone", system="armt", settings=armt, learns="memory"),
-        Contender(name="armt, memory and LoRA", system="armt", settings=armt, learns="lora"),
+        rmt("rmt"),
+        rmt("rmt, begins with learned vectors", begin="learned"),
+        rmt("rmt, memory alone", "memory"),
+        rmt("rmt, memory and LoRA", "lora"),
+        armt("armt"),
+        armt("armt, memory at three times the rate", rate=3.0),
+        armt("armt, memory alone", "memory", rate=1.0),
+        armt("armt, memory and LoRA", "lora"),
     ]
 
 
@@ -141,7 +147,7 @@ def wrapped(what: Contender, hub: Any) -> Any:
         add_lora(model, LORA)
     for name, p in model.named_parameters():
         if not name.startswith("backbone."):
-            p.lr_scale = MEMORY_RATE
+            p.lr_scale = what.rate
     return model
 
 
