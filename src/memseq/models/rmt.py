@@ -79,8 +79,8 @@ class RMTConfig(OverBackbone):
 
     @classmethod
     def around(cls, backbone: Any, **settings: Any) -> "RMTConfig":
-        """What suits a pretrained network: causal, as it was trained, and memory vectors as large as its embeddings."""
-        suited: dict[str, Any] = {"mask": "causal", "feed": "normed"}
+        """What suits a pretrained network: causal, as it was trained, vectors as large as its embeddings, and none that say nothing."""
+        suited: dict[str, Any] = {"mask": "causal", "feed": "normed", "begin": "nothing"}
         return cls(backbone=backbone, **suited | settings)
 
     def build(self, backbone: Backbone | None = None) -> "RMT":
@@ -111,7 +111,7 @@ class RMT(SegmentModel[RMTState]):
 
     def read_rows(self, tokens: Int[Tensor, "B n"], state: RMTState) -> tuple[Float[Tensor, "B n D"], RMTState]:
         """Rows in the first segment of their stream are read apart where it reads less than the others."""
-        if self.config.begin == "learned":
+        if self.config.begin == "learned" or not self.config.n_slots:
             return super().read_rows(tokens, state)
         return by_phase(super().read_rows, tokens, state, state.written)
 
