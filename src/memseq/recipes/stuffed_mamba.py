@@ -164,7 +164,13 @@ def train(what: ForgetRun, seed: int) -> tuple[Any, float]:
 
 @torch.no_grad()
 def read_on(model: Any, *, tokens: int, streams: int) -> dict[str, Any]:
-    """Loss in nats and accuracy of questions up to 32 tokens back, to places 32, 64, 128 ...; norms of states there, a head each."""
+    """Loss in nats and accuracy of questions up to 32 tokens back, to places 32, 64, 128 ...; norms of states there, a head each.
+
+    `beyond` is that of the last half; `within` that of places 33 to 64, of as many questions, in short streams of their own.
+    """
+    short = stream(WITHIN, 32).sample(streams * tokens // WITHIN, seed=2, split="test")
+    logits, _ = model(short.inputs, model.init_state(len(short.inputs)))
+    loss_within, right_within = _scored(logits[:, 32:], short.labels[:, 32:])
     batch = stream(tokens, 32).sample(streams, seed=1, split="test")
     state, rows, start, end = model.init_state(streams), [], 0, 32
     while end <= tokens:
@@ -172,25 +178,29 @@ def read_on(model: Any, *, tokens: int, streams: int) -> dict[str, Any]:
         for piece in batch.inputs[:, start:end].split(512, dim=1):
             logits, state = model(piece, state)
             said.append(logits)
-        asked = targets != IGNORE
-        logits, labels = torch.cat(said, dim=1)[asked], targets[asked]
-        right = float((logits.argmax(-1) == labels).double().mean())
+        loss, right = _scored(torch.cat(said, dim=1), targets)
         norms = [[round(float(n), 3) for n in t] for t in _norms(state)]
-        rows.append({"to": end, "loss": round(float(cross_entropy(logits, labels)), 4), "accuracy": round(right, 4), "norms": norms})
+        rows.append({"to": end, "loss": loss, "accuracy": right, "norms": norms})
         start, end = end, 2 * end
-    at = {row["to"]: row for row in rows}
-    within, beyond = at[WITHIN], rows[-1]
+    within, beyond = next(row for row in rows if row["to"] == WITHIN), rows[-1]
     return {
-        "within": within["loss"],
+        "within": loss_within,
         "beyond": beyond["loss"],
-        "rise": round(beyond["loss"] - within["loss"], 4),
-        "accuracy_within": within["accuracy"],
+        "rise": round(beyond["loss"] - loss_within, 4),
+        "accuracy_within": right_within,
         "accuracy_beyond": beyond["accuracy"],
         "growth": round(
             max(b / a for one, two in zip(within["norms"], beyond["norms"], strict=True) for a, b in zip(one, two, strict=True)), 2
         ),
         "by_place": rows,
     }
+
+
+def _scored(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """(loss, accuracy) of what is asked."""
+    asked = labels != IGNORE
+    logits, labels = logits[asked], labels[asked]
+    return round(float(cross_entropy(logits, labels)), 4), round(float((logits.argmax(-1) == labels).double().mean()), 4)
 
 
 def _norms(state: Any) -> list[Tensor]:
