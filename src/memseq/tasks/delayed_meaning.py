@@ -13,7 +13,7 @@ before; the meaning of its own phrase, which came later, must have gathered all 
 what came after needs only the nearest meaning to the right.
 
 A player without memory guesses among all meanings, 1 / n_meanings; one that knows which were shown, among those, 1 / n_phrases
-(`among_shown`; a little more where it knows the longest phrase).
+(`among_shown`); one that always names the meaning of the longest phrase is right in 47 per cent of questions at the defaults.
 """
 
 from dataclasses import dataclass
