@@ -250,7 +250,7 @@ def docs(words: list) -> int:
 
 
 def bench(words: list) -> int:
-    scripts = {path.stem: path for path in sorted((ROOT / "benchmarks").glob("*.py"))}
+    scripts = {path.stem: path for path in sorted((ROOT / "benchmarks").glob("[!_]*.py"))}
     if not words:
         print("python3 dev.py bench NAME [flags], where NAME is one of: " + ", ".join(scripts))
         return 0

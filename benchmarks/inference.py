@@ -15,15 +15,14 @@ Times are medians over single tokens in milliseconds of processor time, which do
 Needs `pip install 'memseq[hf]'`.
 """
 
-import argparse
 import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
+from _command import begun, command, keep
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from memseq.models import preset
@@ -233,8 +232,7 @@ def against_kv_cache(model: Any, contexts: list[int], rounds: int, steps: int) -
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="where the measured numbers go")
+    parser = command(__doc__)
     parser.add_argument("--depth", type=int, default=8, help="layers (default 8)")
     parser.add_argument("--width", type=int, default=256, help="d_model, a multiple of 64 (default 256)")
     parser.add_argument("--segment-length", type=int, default=128, help="tokens between two writes of the memory (default 128)")
@@ -245,12 +243,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side (default 5)")
     parser.add_argument("--steps", type=int, default=16, help="tokens a turn beside the KV cache (default 16)")
     parser.add_argument("--walk", type=int, default=20_000, help="tokens the smaller model steps through; 0: none (default 20,000)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-    a = parser.parse_args()
+    a = begun(parser)
     if 0 < a.walk < 10:
         parser.error(f"--walk {a.walk} has no tenths to compare; give 0, or 10 tokens and more")
-    torch.set_num_threads(a.threads)
-    torch.manual_seed(0)
     model = memformer(a.depth, a.width, a.segment_length, a.window, a.slots)
     shape = {k: getattr(a, k) for k in ("depth", "width", "segment_length", "window", "slots")} | {"vocabulary": VOCAB}
     result: dict[str, Any] = {"machine": describe(), "threads": a.threads, "dtype": "float32", "memformer": shape}
@@ -272,10 +267,7 @@ def main() -> None:
             "8,192 tokens: faster per token than DynamicCache, at least 3.2": asked["faster_than_dynamic"] >= HEADLINE["faster_per_token"],
             "8,192 tokens: faster per token than StaticCache, at least 3.2": asked["faster_than_static"] >= HEADLINE["faster_per_token"],
         }
-    print(json.dumps(result["reached"], indent=1))
-    if a.json:
-        a.json.parent.mkdir(parents=True, exist_ok=True)
-        a.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, a.json)
 
 
 if __name__ == "__main__":

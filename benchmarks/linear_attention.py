@@ -13,15 +13,14 @@
 Times are medians of processor seconds, one thread unless told. Needs `pip install 'memseq[hf]'`.
 """
 
-import argparse
 import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from _command import begun, command, keep
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import Mamba2Config as HFMamba2Config
@@ -206,18 +205,14 @@ def memory(lengths: list[int], segments: list[int], D: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="where the measured numbers go")
+    parser = command(__doc__)
     parser.add_argument("--batch-size", type=int, default=4, help="streams (default 4)")
     parser.add_argument("--tokens", type=int, default=2048, help="tokens a stream (default 2048)")
     parser.add_argument("--heads", type=int, default=4, help="heads of the gated delta rule (default 4)")
     parser.add_argument("--size", type=int, default=64, help="features of a key and of a value (default 64)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side (default 5)")
     parser.add_argument("--longest", type=int, default=2**18, help="longest stream of the flatness row (default 262144)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-    a = parser.parse_args()
-    torch.set_num_threads(a.threads)
-    torch.manual_seed(0)
+    a = begun(parser)
     B, T, H, K = a.batch_size, a.tokens, a.heads, a.size
     result: dict[str, Any] = {"machine": describe(), "dtype": "float32", "shape": {"B": B, "T": T, "H": H, "K": K, "V": K}}
     pairs = {
@@ -234,10 +229,7 @@ def main() -> None:
     result["memory"] = memory([512, 1024, 2048, 4096, 8192], [2, 8, 32], H * K)
     print(json.dumps(result["memory"]))
     result["reached"] = {row["what"]: row["times_faster"] >= row["target"] for row in result["beside"] if row["target"]}
-    print(json.dumps(result["reached"], indent=1))
-    if a.json:
-        a.json.parent.mkdir(parents=True, exist_ok=True)
-        a.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, a.json)
 
 
 if __name__ == "__main__":

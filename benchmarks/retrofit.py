@@ -14,14 +14,13 @@ ARMT the mean over a segment too, since its last token costs more. Ratios are of
 not depend on them. Needs `pip install 'memseq[hf]'`.
 """
 
-import argparse
 import json
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
+from _command import begun, command, keep
 from inference import VOCAB, LlamaSide, MemformerSide, cache_bytes, check_fill, filled, read, tokens
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
@@ -123,8 +122,7 @@ def against_kv_cache(
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="where the measured numbers go")
+    parser = command(__doc__)
     parser.add_argument("--depth", type=int, default=8, help="layers (default 8)")
     parser.add_argument("--width", type=int, default=256, help="d_model, a multiple of 64 (default 256)")
     parser.add_argument("--segment-length", type=int, default=128, help="tokens a segment (default 128)")
@@ -134,10 +132,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", default=[8_192, 32_768], help="tokens of context beside the KV cache")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side (default 3)")
     parser.add_argument("--steps", type=int, default=8, help="tokens a turn of the KV cache (default 8)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-    a = parser.parse_args()
-    torch.set_num_threads(a.threads)
-    torch.manual_seed(0)
+    a = begun(parser)
     llama, L = backbone(a.depth, a.width), a.segment_length
     models = {
         "rmt": with_memory(llama, "rmt", n_slots=a.slots, segment_length=L),
@@ -165,10 +160,7 @@ def main() -> None:
             f"{name}, 32,768 tokens: at least 3.2 times faster than StaticCache": asked[name]["faster_than_static"]
             >= HEADLINE["faster_per_token"],
         }
-    print(json.dumps(result["reached"], indent=1))
-    if a.json:
-        a.json.parent.mkdir(parents=True, exist_ok=True)
-        a.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, a.json)
 
 
 if __name__ == "__main__":
