@@ -11,7 +11,7 @@ recall is made by these heads loses it with the first and keeps it with the seco
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -23,7 +23,7 @@ from torch import Tensor
 from memseq.probes.asking import Alphabet, Pairs, ask, read_on
 from memseq.probes.probe import Probe, Subject, say
 
-__all__ = ["Attention", "RetrievalHeadsProbe", "head_scores"]
+__all__ = ["Attention", "RetrievalHeadsProbe", "head_scores", "silence"]
 
 Head = tuple[int, int]  # layer, and head in it
 
@@ -52,6 +52,20 @@ def head_scores(
     kept, at = weights[:, right], places[right]
     looked = (kept.argmax(-1) == at).float().mean(1)
     return looked, kept.gather(-1, at[None, :, None].expand(len(kept), -1, 1))[..., 0].mean(1)
+
+
+def silence(
+    attention: Attention, order: Sequence[int], count: int, accuracy: Callable[[], float], *, draws: int, generator: torch.Generator
+) -> tuple[float, list[float]]:
+    """Accuracy without the first `count` heads of `order`, and without as many of the others, drawn `draws` times."""
+    with attention.silenced([attention.heads[n] for n in order[:count]]):
+        without_top = accuracy()
+    others, rest = [], len(order) - count
+    for _ in range(draws if rest >= count else 0):
+        drawn = torch.randperm(rest, generator=generator)[:count].tolist()
+        with attention.silenced([attention.heads[order[count + n]] for n in drawn]):
+            others.append(accuracy())
+    return without_top, others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +101,7 @@ class RetrievalHeadsProbe(Probe):
         score, mass = head_scores(weights, 2 * asked[:, 0] + 1, whole.right[:, 0])
         order = score.argsort(descending=True, stable=True).tolist()
         count = math.ceil(len(order) / 10)
-        with attention.silenced([attention.heads[n] for n in order[:count]]):
-            without_top = answers().accuracy
-        others = []
-        for _ in range(self.draws if len(order) > count else 0):
-            drawn = torch.randperm(len(order) - count, generator=random)[:count].tolist()
-            with attention.silenced([attention.heads[order[count + n]] for n in drawn]):
-                others.append(answers().accuracy)
+        without_top, others = silence(attention, order, count, lambda: answers().accuracy, draws=self.draws, generator=random)
         heads = [
             {"layer": layer, "head": head, "score": float(s), "mass": float(m)}
             for (layer, head), s, m in zip(attention.heads, score, mass, strict=True)
