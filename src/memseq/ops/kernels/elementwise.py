@@ -41,7 +41,8 @@ class _Scan(torch.autograd.Function):
         C, U, M = (z.to(M.dtype).contiguous() for z in (C, U, M))
         after, (B, T) = torch.empty_like(U), U.shape[:2]
         elements = M[0].numel()
-        _scan[(B, triton.cdiv(elements, ELEMENTS))](C, U, M, after, T, elements, BLOCK=ELEMENTS)
+        with torch.cuda.device_of(M):  # Triton starts its kernels on the current device
+            _scan[(B, triton.cdiv(elements, ELEMENTS))](C, U, M, after, T, elements, BLOCK=ELEMENTS)
         ctx.save_for_backward(C, M, after)
         return after
 
@@ -51,7 +52,8 @@ class _Scan(torch.autograd.Function):
         C, M, after = ctx.saved_tensors
         (B, T), elements = C.shape[:2], M[0].numel()
         dC, dU, dM = (torch.empty_like(z) for z in (C, C, M))
-        _scan_back[(B, triton.cdiv(elements, ELEMENTS))](C, M, after, d.contiguous(), dC, dU, dM, T, elements, BLOCK=ELEMENTS)
+        with torch.cuda.device_of(M):
+            _scan_back[(B, triton.cdiv(elements, ELEMENTS))](C, M, after, d.contiguous(), dC, dU, dM, T, elements, BLOCK=ELEMENTS)
         return dC, dU, dM
 
 
@@ -66,7 +68,8 @@ class _Hadamard(torch.autograd.Function):
         y, end = torch.empty_like(v), torch.empty_like(M)
         sizes = _sizes(K, V)
         at: dict[str, Any] = {"limit": limit or 0.0, "LIMITED": limit is not None}
-        _hadamard[(B, triton.cdiv(V, sizes["BV"]))](q, k, v, c, theta, M, starts, y, end, T, K, V, L, **at, **sizes)
+        with torch.cuda.device_of(M):
+            _hadamard[(B, triton.cdiv(V, sizes["BV"]))](q, k, v, c, theta, M, starts, y, end, T, K, V, L, **at, **sizes)
         ctx.save_for_backward(q, k, v, c, theta, starts)
         ctx.at, ctx.L = at, L
         return y, end
@@ -82,7 +85,8 @@ class _Hadamard(torch.autograd.Function):
         dv, dtheta, dM = torch.empty_like(v), torch.empty_like(v), torch.empty_like(d_end, memory_format=torch.contiguous_format)
         before = k.new_empty(B, min(L, T), K, V)
         given = (q, k, v, c, theta, starts, dy.contiguous(), d_end.contiguous(), before)
-        _hadamard_back[(B, blocks)](*given, dq, dk, dv, dc, dtheta, dM, T, K, V, L, **ctx.at, **sizes)
+        with torch.cuda.device_of(d_end):
+            _hadamard_back[(B, blocks)](*given, dq, dk, dv, dc, dtheta, dM, T, K, V, L, **ctx.at, **sizes)
         return dq.sum(0), dk.sum(0), dv, dc.sum(0), dtheta, dM, None, None
 
 

@@ -80,11 +80,12 @@ def _read(q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, log_a: Tensor, S
     sizes: dict[str, Any] = {"L": L, "BK": max(16, triton.next_power_of_2(K)), "BV": VALUES}
     sizes["PRECISION"] = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
     sizes |= {"num_warps": 4, "num_stages": 1}
-    if beta is not None:
-        _prepare[(n, B * H)](k, v, beta.transpose(1, 2).contiguous(), log_a, u, W, T, H, K, V, **sizes)
-    both = sizes | {"DELTA": delta}
-    _states[(B * H, blocks)](k, v, log_a, W, u, S, states, end, T, H, G, K, V, **both)
-    _outputs[(n, B * H, blocks)](q, k, v, log_a, u, states, y, T, H, G, K, V, **both)
+    with torch.cuda.device_of(S):  # Triton starts its kernels on the current device
+        if beta is not None:
+            _prepare[(n, B * H)](k, v, beta.transpose(1, 2).contiguous(), log_a, u, W, T, H, K, V, **sizes)
+        both = sizes | {"DELTA": delta}
+        _states[(B * H, blocks)](k, v, log_a, W, u, S, states, end, T, H, G, K, V, **both)
+        _outputs[(n, B * H, blocks)](q, k, v, log_a, u, states, y, T, H, G, K, V, **both)
     return y.transpose(1, 2), end, states, u
 
 
