@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from memseq.errors import ConfigError
 from memseq.layers.attention import check_heads
+from memseq.layers.linear import Linear
 from memseq.ops.taylor import feature_count, taylor_chunkwise, taylor_write
 
 __all__ = ["TaylorHeads", "TaylorState", "check_taylor"]
@@ -40,10 +41,10 @@ class TaylorHeads(nn.Module):
         super().__init__()
         self.n_heads, self.chunk_size = n_heads, chunk_size
         self.size = (n_heads, feature_count(feature_size), d_model // n_heads + 1)
-        self.query = nn.Linear(d_model, n_heads * feature_size, bias=False)
-        self.key = nn.Linear(d_model, n_heads * feature_size, bias=False)
-        self.value = nn.Linear(d_model, d_model, bias=False)
-        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.query = Linear(d_model, n_heads * feature_size, bias=False)
+        self.key = Linear(d_model, n_heads * feature_size, bias=False)
+        self.value = Linear(d_model, d_model, bias=False)
+        self.out = Linear(d_model, d_model, bias=False)
         for layer in (self.query, self.key, self.value, self.out):
             nn.init.normal_(layer.weight, std=d_model**-0.5)
 

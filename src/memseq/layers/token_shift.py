@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from memseq.layers.linear import Linear
+
 __all__ = ["LowRank", "Shifted", "shift"]
 
 
@@ -33,9 +35,9 @@ class LowRank(nn.Module):
 
     def __init__(self, d_in: int, d_out: int, rank: int, *, squash: nn.Module | None = None, bias: bool = True) -> None:
         super().__init__()
-        self.down = nn.Linear(d_in, rank, bias=False)
+        self.down = Linear(d_in, rank, bias=False)
         self.squash = squash if squash is not None else nn.Identity()
-        self.up = nn.Linear(rank, d_out, bias=bias)
+        self.up = Linear(rank, d_out, bias=bias)
         nn.init.zeros_(self.down.weight)
         nn.init.orthogonal_(self.up.weight, gain=0.1 * max(1.0, rank / d_out) ** 0.5)
         if bias:

@@ -20,10 +20,11 @@ from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from memseq.errors import ConfigError
+from memseq.layers.linear import Linear
 from memseq.layers.relative_segments import RelativeSegments, check_segments
 from memseq.ops.attention import attend
 
@@ -82,7 +83,7 @@ class CompressiveMemory(RelativeSegments[CompressiveState]):
         C, W, L = config.compressed, config.window, config.segment_length
         super().__init__(config, memory_size=C + W, count=C + W + L, reach=None)
         if config.compression == "conv":
-            self.convolution = nn.Linear(config.rate * config.d_model, config.d_model)
+            self.convolution = Linear(config.rate * config.d_model, config.d_model)
             with torch.no_grad():  # starts as the mean
                 mean = torch.eye(config.d_model).repeat(1, config.rate) / config.rate
                 self.convolution.weight.copy_(mean)

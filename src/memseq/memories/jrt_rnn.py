@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from memseq.errors import InputError
+from memseq.layers.linear import Linear
 from memseq.layers.prefix import PrefixMemory
 from memseq.layers.taylor_attention import TaylorHeads, TaylorState, check_taylor
 
@@ -51,8 +52,8 @@ class JRTRNNMemory(PrefixMemory[TaylorState]):
         super().__init__()
         self.config = config
         self.heads = TaylorHeads(config.d_model, config.n_heads, config.feature_size, config.chunk_size)
-        self.encoder_key = nn.Linear(config.d_model, config.n_heads * config.feature_size, bias=False)
-        self.encoder_value = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.encoder_key = Linear(config.d_model, config.n_heads * config.feature_size, bias=False)
+        self.encoder_value = Linear(config.d_model, config.d_model, bias=False)
         for layer in (self.encoder_key, self.encoder_value):
             nn.init.normal_(layer.weight, std=config.d_model**-0.5)
 

@@ -95,7 +95,7 @@ class MoMMemory(Memory[MoMState]):
         self.gates = H * c.rule.size(self.key_size)
         self.sets = 1 if c.projections == "one" else c.n_memories + c.shared  # the shared memory's is the last
         self.router = nn.Linear(D, c.n_memories, bias=False)
-        self.query = nn.Linear(D, self.keys, bias=False)
+        self.query = Linear(D, self.keys, bias=False)
         self.written = nn.Parameter(torch.empty(self.sets, self.keys + self.values, D))  # W^m of keys and values
         self.decided = nn.Parameter(torch.empty(self.sets, self.gates, D))  # W^m of the rule's gates
         self.conv = ShortConv(2 * self.keys + self.values, c.conv_width, silu=True)

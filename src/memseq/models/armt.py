@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from memseq.errors import ConfigError
+from memseq.layers.linear import Linear
 from memseq.memories.segment_attention import SegmentAttentionConfig
 from memseq.models.backbone import Backbone, build_backbone
 from memseq.models.segments import OverBackbone, SegmentModel, check_segments
@@ -80,9 +81,9 @@ class Association(nn.Module):
     def __init__(self, config: ARMTConfig) -> None:
         super().__init__()
         D, self.nu = config.d_model, config.nu
-        self.query = nn.Linear(D, config.key_size, bias=False)
-        self.key = nn.Linear(D, config.key_size, bias=False)
-        self.value = nn.Linear(D, D, bias=False)
+        self.query = Linear(D, config.key_size, bias=False)
+        self.key = Linear(D, config.key_size, bias=False)
+        self.value = Linear(D, D, bias=False)
         self.beta = nn.Linear(D, 1)
         nn.init.zeros_(self.value.weight)
 

@@ -32,6 +32,7 @@ from memseq.contract import empty
 from memseq.errors import ConfigError
 from memseq.layers.attention import check_heads
 from memseq.layers.feedforward import FeedForward
+from memseq.layers.linear import Linear
 from memseq.layers.phases import by_phase
 from memseq.layers.sizes import check_at_least_one
 from memseq.models.language_model import LanguageModel
@@ -92,9 +93,9 @@ class LaMemoLayer(nn.Module):
         super().__init__()
         D = config.d_model
         self.n_heads = config.n_heads
-        self.inputs = nn.Linear(D, 3 * D, bias=False)  # queries, keys, values
-        self.relative = nn.Linear(D, D, bias=False)  # W_R
-        self.out = nn.Linear(D, D, bias=False)
+        self.inputs = Linear(D, 3 * D, bias=False)  # queries, keys, values
+        self.relative = Linear(D, D, bias=False)  # W_R
+        self.out = Linear(D, D, bias=False)
         self.norm, self.ff_norm = nn.LayerNorm(D), nn.LayerNorm(D)
         self.ff = FeedForward(D, round(config.ff_mult * D))
         self.dropout = nn.Dropout(config.dropout)

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from memseq.contract import Memory, empty
 from memseq.layers.attention import check_heads
+from memseq.layers.linear import Linear
 from memseq.layers.persistent import PersistentHeads
 from memseq.layers.rotary import places
 from memseq.memories.titans import TitansConfig, TitansState
@@ -74,11 +75,11 @@ class MACBranch(Memory[MACState]):
         D = config.d_model
         self.heads = PersistentHeads(D, config.n_heads, config.n_persistent)
         self.memory = config.memory.build()
-        self.asking = nn.Linear(D, D, bias=False)  # W_Q of the first read
-        self.told = nn.Linear(D, D, bias=False)  # W_h
+        self.asking = Linear(D, D, bias=False)  # W_Q of the first read
+        self.told = Linear(D, D, bias=False)  # W_h
         self.heard_norm = nn.RMSNorm(D // config.memory.n_heads, eps=1e-5)
         self.near_norm, self.far_norm = nn.RMSNorm(D, eps=1e-5), nn.RMSNorm(D, eps=1e-5)
-        self.out = nn.Linear(D, D, bias=False)
+        self.out = Linear(D, D, bias=False)
         for layer in (self.asking, self.told, self.out):
             nn.init.normal_(layer.weight, std=D**-0.5)
 

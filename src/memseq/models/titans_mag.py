@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from memseq.contract import Memory
 from memseq.errors import ConfigError
 from memseq.layers.attention import check_heads
+from memseq.layers.linear import Linear
 from memseq.layers.persistent import PersistentWindow, WindowState
 from memseq.memories.titans import TitansConfig, TitansState
 from memseq.models.titans import Branch, TitansModel
@@ -71,7 +72,7 @@ class MAGBranch(Memory[MAGState]):
         self.attention = PersistentWindow(D, config.n_heads, config.window, config.n_persistent)
         self.memory = config.memory.build()
         self.near_norm, self.far_norm = nn.RMSNorm(D, eps=1e-5), nn.RMSNorm(D, eps=1e-5)
-        self.out = nn.Linear(D, D, bias=False)
+        self.out = Linear(D, D, bias=False)
         nn.init.normal_(self.out.weight, std=D**-0.5)
 
     def init_state(self, batch_size: int) -> MAGState:
