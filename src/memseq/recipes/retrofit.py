@@ -151,6 +151,12 @@ def wrapped(what: Contender, hub: Any) -> Any:
     return model
 
 
+def parts_of(model: Any) -> list[list[Tensor]]:
+    """What learns of the model itself, and of the memory."""
+    learns = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    return [[p for name, p in learns if name.startswith("backbone.") == own] for own in (True, False)]
+
+
 @torch.no_grad()
 def scores(model: Any, texts: Int64[Tensor, "B S"]) -> Scores:
     """Of passages of whole segments and one token more, in evaluation mode."""
@@ -204,7 +210,8 @@ def run(what: Contender, hub: Any, text: Novels, *, steps: int, seed: int = 0) -
         count = sum(int((segment.targets != -100).sum()) for segment in window)
         optimizer.set_rate(min(1.0, (step + 1) / 20) * (0.05 + 0.475 * (1 + math.cos(math.pi * step / steps))))
         state = replay_backward(cell, window, state, scale=1 / count).state
-        clip_gradients(optimizer.parameters, 1.0)
+        for part in parts_of(model):  # apart: a new ARMT's gradients are a hundred times the model's, which would stand still
+            clip_gradients(part, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         tokens += count
