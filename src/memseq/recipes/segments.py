@@ -41,7 +41,7 @@ from memseq.state import state_bytes
 
 __all__ = ["contenders", "held", "main"]
 
-SECONDS = 60.0
+SECONDS = 30.0
 TIMES = (1, 2, 4, 16)  # of four segments
 
 
@@ -53,7 +53,7 @@ def contenders() -> list[Contender]:
     models: dict[str, Any] = {
         "memformer": memformer_recall.memformer(),
         "rmt": rmt(),
-        "rmt, noise 1.5": rmt(noise=1.5),
+        "rmt, noise 1": rmt(noise=1.0),
         "hmt": HMTConfig(backbone=stack(L + 4 + 2), segment_length=L, n_kept=SLOTS, n_sensory=4),
         "compressive": StackConfig(vocab_size=V, d_model=D, layers=2 * (compressive,)),
         "transformer_xl": StackConfig(vocab_size=V, d_model=D, layers=2 * (cache,)),
