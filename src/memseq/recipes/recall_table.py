@@ -176,7 +176,7 @@ def run(name: str, *, lr: float, seed: int = 0, budget: Budget = Budget()) -> di
         "tokens": read,
         "cpu_seconds": round(seconds, 1),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "chosen_by": round(sum(known) / len(known), 4),
+        "chosen_by": round(sum(known) / max(1, len(known)), 4),
         "training_tokens_per_second": round(read / seconds),
         **held(model),
         "recall": recall(model, LOADS, budget.distances, seed=SEEDS["asked"], budget=budget),
