@@ -16,7 +16,7 @@ FEW = recipe.Budget(seconds=0.01, questions=8, streams=2, distances=(0, 20))
 
 
 @pytest.mark.parametrize(
-    "name", ["attention", "rmt", "dot", "titans_mac", "mamba2_lm", "memmamba", "recoding", "sliding_window + gated_deltanet"]
+    "name", ["attention", "rmt", "dot", "titans_mac", "mamba2_lm", "rwkv7_lm", "memmamba", "recoding", "sliding_window + gated_deltanet"]
 )
 def test_every_way_to_a_size_ends_within_a_hundredth_of_it(name):
     assert weights_of(recipe.config_of(name)) == pytest.approx(recipe.WEIGHTS, rel=0.01)

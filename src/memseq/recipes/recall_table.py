@@ -23,7 +23,6 @@ import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -100,18 +99,18 @@ def _sized(config: Any) -> Any:
         return replace(config, backbone=as_wide(config.backbone, WEIGHTS - rest))
     if hasattr(config, "n_notes"):  # two layers of Mamba-2, whose notes are as large as two layers more
         config = replace(config, n_layers=SHAPE["n_layers"], below_every=SHAPE["n_layers"])
-    sizes = range(8, 512)  # of the matrices of Mamba-2, or of an LSTM
-    make = partial(_with_matrices if hasattr(config, "layer") else _with_width, config)
-    above = sizes[bisect.bisect_left(sizes, WEIGHTS, key=lambda n: weights_of(make(n)))]
-    return min((make(above - 1), make(above)), key=lambda made: abs(weights_of(made) - WEIGHTS))
+    sizes = range(8, 512)
+    above = sizes[bisect.bisect_left(sizes, WEIGHTS, key=lambda n: weights_of(_wider(config, n)))]
+    return min((_wider(config, above - 1), _wider(config, above)), key=lambda made: abs(weights_of(made) - WEIGHTS))
 
 
-def _with_matrices(config: Any, state_size: int) -> Any:
-    return replace(config, layer=replace(config.layer, state_size=state_size))
-
-
-def _with_width(config: Any, d_model: int) -> Any:
-    return replace(config, d_model=d_model)
+def _wider(config: Any, n: int) -> Any:
+    """What has no feedforward of its own by another name: the channel mixing of RWKV, the matrices of Mamba-2, the width of an LSTM."""
+    if hasattr(config, "hidden_size"):
+        return replace(config, hidden_size=n)
+    if hasattr(config, "layer"):
+        return replace(config, layer=replace(config.layer, state_size=n))
+    return replace(config, d_model=n)
 
 
 class Facts(NamedTuple):

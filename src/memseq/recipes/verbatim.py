@@ -13,7 +13,7 @@ that no training had; w' repeated, permuted, or other nouns.
 
     word for word   r of attention for a repeated list is at most 15
     order           a permuted list surprises it at least 1.5 times as much
-    gist            the same quotient of the LSTM is smaller
+    gist            an LSTM is not: a permuted list surprises it at most 1.5 times as much
 """
 
 import argparse
@@ -42,7 +42,7 @@ LIST, AGAIN = NOUNS + OTHERS, NOUNS + OTHERS + 1
 V, D = AGAIN + 1, 64
 SIZES, BETWEEN = (3, 8), (0, 8)  # nouns of a list, and words between the lists, while training
 ASKED = ((5, 0), (5, 8), (8, 8), (8, 32))  # nouns, and words between
-TARGETS = {"word for word": 15.0, "order": 1.5}
+TARGETS = {"word for word": 15.0, "order": 1.5, "gist": 1.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ def claims(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {
         "word for word": {"target": TARGETS["word for word"], "reached": worst, "ok": worst <= TARGETS["word for word"]},
         "order": {"target": TARGETS["order"], "reached": round(least, 2), "ok": least >= TARGETS["order"]},
-        "gist": {"target": round(least, 2), "reached": round(most, 2), "ok": most < least},
+        "gist": {"target": TARGETS["gist"], "reached": round(most, 2), "ok": most <= TARGETS["gist"]},
     }
 
 
