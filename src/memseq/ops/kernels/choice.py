@@ -1,10 +1,11 @@
 """Which program computes an op: torch's own products, a Triton kernel of ours, or one of `fla-core`. Decided here and nowhere else.
 
     fla       on CUDA, where fla-core is installed and has the op; gradients by its own kernels
-    triton    on CUDA, where Triton is installed and `ops/kernels` has the op
     torch     everywhere else: the forms of `ops/`, which are always there
+    triton    where it is asked for, on CUDA, where Triton is installed and `ops/kernels` has the op
 
-The first that can compute the case is taken, in this order; on a CPU that is torch. All three compute the same function to rounding,
+fla is taken where it can compute the case, else torch; ours in Triton wait for a measurement on a GPU before they are taken unasked.
+All three compute the same function to rounding,
 and rounding is a reason to refuse: fla's kernels round float32 products to TF32, so that they are taken for float32 only where
 `torch.set_float32_matmul_precision("high")` has allowed such products, and always for inputs of 16 bits. Ours and torch's follow that
 setting. States are float32.
@@ -136,11 +137,11 @@ def _best(case: _Case) -> Choice:
         return Choice("torch", "on a CPU torch is the fastest that there is", {})
     refused: dict[str, str] = {}
     for kernel in KERNELS[:-1]:
-        why_not = _impossible(kernel, case) or _rounds(kernel, case)
+        why_not = _impossible(kernel, case) or _unasked(kernel, case)
         if why_not is None:
             return Choice(kernel, f"{PACKAGES[kernel]} is installed and has {case.op}", refused)
         refused[kernel] = why_not
-    return Choice("torch", "nothing else computes this case", refused)
+    return Choice("torch", "it computes every case, and nothing is preferred to it in this one", refused)
 
 
 def _impossible(kernel: str, case: _Case) -> str | None:
@@ -159,9 +160,11 @@ def _impossible(kernel: str, case: _Case) -> str | None:
     return None
 
 
-def _rounds(kernel: str, case: _Case) -> str | None:
-    """Why nobody should find `kernel` chosen for him unasked."""
-    if kernel != "fla" or case.dtype != torch.float32:
+def _unasked(kernel: str, case: _Case) -> str | None:
+    """Why nobody should find `kernel` chosen for him."""
+    if kernel == "triton":
+        return "its kernels have not been measured on a GPU yet: they run where they are asked for"
+    if case.dtype != torch.float32:
         return None
     if case.op == "channel":
         return "its kernel does not promise float32 on every GPU; inputs of bfloat16 are taken"
