@@ -47,7 +47,7 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(tmp_path, number
 
 
 def test_a_budget_of_minutes(tmp_path):
-    _, summary = run(tmp_path, replace(CONFIG, steps=None, minutes=0.03, rate=WarmupCosine(warmup=0), save_every=10_000))
+    _, summary = run(tmp_path, replace(CONFIG, steps=None, minutes=0.03, clock="processor", rate=WarmupCosine(warmup=0), save_every=10_000))
     assert summary.stopped_by == "minutes"
     assert 1.8 <= summary.seconds < 10
     rates = [line["lr"] for line in lines(tmp_path)]
