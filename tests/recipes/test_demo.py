@@ -18,7 +18,7 @@ def test_both_models_are_of_the_same_size():
 
 
 def test_the_demo(tmp_path, capsys, monkeypatch):
-    small = {"d_model": 16, "n_layers": 1, "n_heads": 2, "n_slots": 2}
+    small = {"d_model": 16, "n_layers": 2, "n_heads": 2, "n_slots": 2}
     monkeypatch.setattr(recipe, "preset", lambda system, size, vocab_size: preset(system, size, vocab_size=vocab_size, **small))
     settings = Demo(minutes=0.01, recall_steps=4, asked=4, tokens=1500, lengths=(64, 256), sample=20, out=tmp_path / "demo")
     told = demo(settings, quiet=True)
