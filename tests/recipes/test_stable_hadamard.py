@@ -37,7 +37,7 @@ def test_gates_are_stable_and_calibrations_are_measured() -> None:
 def test_the_table_of_a_run(tmp_path) -> None:
     path = tmp_path / "results.json"
     recipe.main(
-        ["--only", "repeat,stability", "--names", "no row", "--seeds", "1", "--steps", "1", "--tokens", "10000", "--json", str(path)]
+        ["--only", "repeat,stability", "--names", "no row", "--seeds", "1", "--steps", "1", "--tokens", "1000", "--json", str(path)]
     )
     rows = json.loads(path.read_text())["rows"]
     assert [row["part"] for row in rows] == 4 * ["stability"] + 3 * ["repeat_previous"]

@@ -6,7 +6,6 @@ width, depth and feedforward: an Aaren has one vector a layer more.
     python -m memseq.recipes.aaren --vowels data/japanesevowels --ett data/ett --json results.json
 
     stream      a stream token by token: processor seconds so far and bytes held, beside a Transformer with its keys and values kept
-    million     one stream of a million tokens: finite, bytes, and the last token's latency over the first's
     vowels      who speaks: Japanese Vowels, 270 utterances to learn from
     ett         the next 96 of each of seven series, from the last 96; beside the last value, and a linear map fitted exactly
     pairs       the limit: which value went with this key (MQAR). A query that is the same for all tokens cannot ask for one of them
@@ -29,11 +28,11 @@ from memseq.memories.attention import AttentionConfig
 from memseq.memories.base_conv import BaseConvConfig
 from memseq.models.stack import Block, StackConfig
 from memseq.recipes.fitting import Table, fit, weights
-from memseq.state import is_finite, state_bytes
+from memseq.state import state_bytes
 from memseq.tasks.mqar import MQARTask
 from memseq.tasks.series import Forecasts, LabelledSeries, etth1, japanese_vowels
 
-__all__ = ["SeriesReader", "forecast", "main", "million", "pairs", "stream", "vowels"]
+__all__ = ["SeriesReader", "forecast", "main", "pairs", "stream", "vowels"]
 
 MEMORIES = {"aaren": AarenConfig, "attention": AttentionConfig}
 CONTEXT = HORIZON = 96
@@ -86,39 +85,6 @@ def stream(name: str, *, marks: Sequence[int] = (1024, 2048, 4096, 8192), seed: 
             seconds[str(i)], held[str(i)] = round(spent, 2), state_bytes(state)
     per_token = {str(1000 * (k + 1)): round(1e3 * statistics.median(times), 3) for k, times in late.items()}
     return {"parameters": weights(model), "cumulative_seconds": seconds, "bytes": held, "ms_per_token": per_token}
-
-
-@torch.no_grad()
-def million(model: Any, *, tokens: int = 1_000_000, piece: int = 2000, rounds: int = 400) -> dict[str, Any]:
-    """Read one stream, and compare a step at its first token with one at its last; the two take turns, so that both meet the same
-    machine. Times are of the processor."""
-    state = model.init_state(1)
-    token = torch.zeros(1, dtype=torch.int64)
-    generator = torch.Generator().manual_seed(0)
-    first = state = model.step(token, state)[1]
-    began, sizes, finite = time.process_time(), {state_bytes(state)}, True
-    for start in range(0, tokens, piece):
-        read = torch.randint(256, (1, min(piece, tokens - start)), generator=generator)
-        h, state = model.features(read, state)
-        sizes.add(state_bytes(state))
-        finite = finite and bool(h.isfinite().all()) and is_finite(state)
-    spent = time.process_time() - began
-    times: dict[str, list[float]] = {"first": [], "last": []}
-    for turn in range(rounds + 20):
-        for place, start in (("first", first), ("last", state)) if turn % 2 else (("last", state), ("first", first)):
-            began = time.process_time()
-            model.step(token, start)
-            if turn >= 20:
-                times[place].append(time.process_time() - began)
-    medians = {place: 1e3 * statistics.median(values) for place, values in times.items()}
-    return {
-        "tokens": tokens,
-        "finite": finite,
-        "bytes": sorted(sizes),
-        "read_seconds": round(spent, 1),
-        "step_ms": {place: round(value, 4) for place, value in medians.items()},
-        "last_over_first": round(medians["last"] / medians["first"], 3),
-    }
 
 
 # ---------------------------------------------------------------- series of numbers
@@ -218,13 +184,12 @@ def pairs(name: str, *, n_pairs: int = 8, steps: int = 1200, d_model: int = 64, 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Aaren: what a stream costs, series of numbers, and the limit.")
-    parser.add_argument("--only", default="stream,million,vowels,ett,pairs", help="parts to run, in this order")
+    parser.add_argument("--only", default="stream,vowels,ett,pairs", help="parts to run, in this order")
     parser.add_argument("--vowels", help="folder of JapaneseVowels_TRAIN.ts and _TEST.ts, packed or not; without it the part is left out")
     parser.add_argument("--ett", help="folder of ETTh1.csv, packed or not; without it the part is left out")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each row (default 3)")
     parser.add_argument("--first-seed", type=int, default=0, help="of them (default 0)")
     parser.add_argument("--steps", type=int, help="of every training, in place of each part's own")
-    parser.add_argument("--tokens", type=int, default=1_000_000, help="of the long stream")
     parser.add_argument("--json", help="write the result to this file; rows of other parts that it holds stay")
     given = parser.parse_args(arguments)
     parts, steps = given.only.split(","), {} if given.steps is None else {"steps": given.steps}
@@ -233,8 +198,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "stream" in parts:
         for name in MEMORIES:
             table.add(part="stream", name=name, **stream(name))
-    if "million" in parts:
-        table.add(part="million", name="aaren", **million(language_model("aaren"), tokens=given.tokens))
     if "vowels" in parts and given.vowels:
         data = japanese_vowels(given.vowels)
         for seed in seeds:
