@@ -1,0 +1,154 @@
+"""What came first? Asked with the text in the context and without: a small model that learned such questions, and a pretrained one.
+
+Source: SORT (Pink et al., arXiv:2410.08133): with the excerpt in their context models tell the order of two pieces of it, without it
+they guess.
+
+    learned       `OrderTask`: an excerpt of n distinct tokens, then 8 pairs of them, which came first; two blocks, each a short gated
+                  convolution and attention, learn it, n = 5, 8 and 12 in turn. Asked with the excerpt and with a mark in place of each
+                  of its tokens; full attention, and attention to the last 4 tokens, which sees some of it at the first questions
+    pretrained    stories260K (a Llama of 260,032 parameters) as it is, on held-out novels: the probe's score (`probes/order.py`), log p of
+                  both pieces in one order less that in the other, after reading the excerpt and after nothing
+
+    python -m memseq.recipes.sort path/to/data --json results.json
+
+The folder holds `models/stories260K` and `books`; without it only the learned part is run. stories260K reads 512 tokens: excerpts are
+of 100 words, pieces of 10.
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memseq.memories.attention import AttentionConfig
+from memseq.memories.base_conv import BaseConvConfig
+from memseq.memories.sliding_window import SlidingWindowConfig
+from memseq.models.stack import StackConfig
+from memseq.probes.order import OrderProbe
+from memseq.probes.probe import Subject
+from memseq.recipes.fitting import Table, fit_within, weights
+from memseq.recipes.machine import keep_freed_memory
+from memseq.tasks.order import OrderTask
+from memseq.tasks.task import Batch
+
+__all__ = ["asked", "claims", "contenders", "learned", "main", "pretrained"]
+
+D, BATCH = 64, 64
+STAGES = ((0.15, 5), (0.35, 8), (1.0, 12))  # until this share of the time: tokens of an excerpt
+READ = STAGES[-1][1]
+QUESTIONS = 256  # excerpts asked about
+TARGETS = {"learned, with": 0.98, "learned, without": 0.52}
+
+
+def contenders() -> dict[str, Any]:
+    """The memories of a block beside its convolution."""
+    return {"attention": AttentionConfig(d_model=D, n_heads=4), "window of 4": SlidingWindowConfig(d_model=D, n_heads=4, window=4)}
+
+
+def learned(name: str, *, seconds: float, seed: int = 0) -> dict[str, Any]:
+    """Train on growing excerpts, and ask with them and without; seconds are of this process's processor time."""
+    torch.manual_seed(seed)
+    layer = (BaseConvConfig(d_model=D, width=4), contenders()[name])
+    model: Any = StackConfig(vocab_size=OrderTask().vocab_size, d_model=D, layers=(layer, layer), ff_mult=2.0).build()
+    drawn = 0
+
+    def loss(share: float) -> Tensor:
+        nonlocal drawn
+        drawn += 1
+        n = next(n for until, n in STAGES if share < until or until == 1)
+        batch = OrderTask(n_read=n).sample(BATCH, seed=drawn + 1_000_000 * seed)
+        total, count, _ = model.loss(batch.inputs, batch.labels, model.init_state(BATCH))
+        return total / count
+
+    steps, spent = fit_within(model, loss, seconds=seconds, lr=3e-3)
+    facts = {"steps": steps, "cpu_seconds": round(spent, 1), "parameters": weights(model), "n_read": READ}
+    return {"part": "learned", "name": name, "seed": seed, **asked(model), **facts}
+
+
+@torch.no_grad()
+def asked(model: Any) -> dict[str, Any]:
+    """Right answers with the excerpt shown and not, and with it by distance: near (1 to 3 apart), middle, far (8 and more)."""
+    found: dict[str, Any] = {"questions": QUESTIONS * OrderTask().n_asked}
+    for what, shown in (("read", True), ("unread", False)):
+        task = OrderTask(n_read=READ, shown=shown)
+        batch: Batch = task.sample(QUESTIONS, seed=0, split="test")
+        said = model(batch.inputs, model.init_state(QUESTIONS))[0]
+        found[what] = round(task.metric(said, batch)["accuracy"], 4)
+        if shown:
+            right, apart = said.argmax(-1) == batch.labels, batch.slices["distance"]
+            bands = {"1 to 3": (1, 3), "4 to 7": (4, 7), "8 to 11": (8, 11)}
+            found["by_distance"] = {
+                name: round(float(right[(apart >= low) & (apart <= high)].float().mean()), 4) for name, (low, high) in bands.items()
+            }
+    return found
+
+
+def pretrained(data: Path, *, excerpts: int, excerpt_length: int = 100, segment_length: int = 10, seed: int = 0) -> dict[str, Any]:
+    """The probe of order on stories260K and novels."""
+    from memseq.retrofit import load_llama2c
+    from memseq.retrofit.hub import HubModel
+    from memseq.tasks.llama2c import read_llama2c_tokenizer
+    from memseq.tasks.text import books
+
+    folder, began = data / "models" / "stories260K", time.process_time()
+    tokenizer, model = read_llama2c_tokenizer(folder / "tok512.bin"), HubModel(load_llama2c(folder / "stories260K.bin"))
+    text = books(data / "books", "test", tokenizer)
+    # a chunk of each book, the one behind its front matter where there is one
+    documents = tuple([ids for _, ids in itertools.islice(text.chunks(n), 2)][-1] for n in range(len(text)))
+    subject = Subject(name="stories260K", model=model, tokenizer=tokenizer, documents=documents, longest=model.longest)
+    probe = OrderProbe(samples=excerpts, excerpt_length=excerpt_length, segment_length=segment_length, seed=seed)
+    result = probe.run(subject)
+    told = {key: value for key, value in result.items() if key != "says"}
+    return {"part": "pretrained", "name": "stories260K", "seed": seed, **told, "cpu_seconds": round(time.process_time() - began, 1)}
+
+
+def claims(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What the worst seed reached."""
+    told: dict[str, dict[str, Any]] = {}
+    full = [row for row in rows if row["part"] == "learned" and row["name"] == "attention"]
+    if full:
+        low = min(row["read"] for row in full)
+        high = max(row["unread"] for row in rows if row["part"] == "learned")
+        told["learned, with"] = {"target": TARGETS["learned, with"], "reached": low, "ok": low >= TARGETS["learned, with"]}
+        told["learned, without"] = {"target": TARGETS["learned, without"], "reached": high, "ok": high <= TARGETS["learned, without"]}
+    for row in rows:
+        if row["part"] == "pretrained":  # two standard errors above nothing
+            told["pretrained"] = {
+                "target": round(2 * row["gain_error"], 4),
+                "reached": row["gain"],
+                "ok": row["gain"] > 2 * row["gain_error"],
+            }
+    return told
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Which of two pieces of a text came first, with the text read and not.")
+    parser.add_argument("data", type=Path, nargs="?", help="a folder that holds models/stories260K and books")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of each (default 1)")
+    parser.add_argument("--seconds", type=float, default=75.0, help="of each training (default 75)")
+    parser.add_argument("--excerpts", type=int, default=96, help="of novels, with four questions each (default 96)")
+    parser.add_argument("--json", help="write the rows to this file, each as it is measured; what it holds is not repeated")
+    given = parser.parse_args(arguments)
+    keep_freed_memory()
+    table = Table("python -m memseq.recipes.sort path/to/data", given.json)
+    done = {(row["name"], row["seed"]) for row in table.rows}
+
+    def keep(row: dict[str, Any]) -> None:
+        table.facts["claims"] = claims([*table.rows, row])
+        table.add(**row)
+
+    if given.data is not None and ("stories260K", 0) not in done:
+        keep(pretrained(given.data, excerpts=given.excerpts))
+    for seed in range(given.seeds):
+        for name in contenders():
+            if (name, seed) not in done:
+                keep(learned(name, seconds=given.seconds, seed=seed))
+
+
+if __name__ == "__main__":
+    main()

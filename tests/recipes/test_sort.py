@@ -1,0 +1,62 @@
+"""The recipe of SORT: players that know the order, or always say the same, and the pretrained model's rows."""
+
+import json
+
+import pytest
+import torch
+
+from memseq.recipes import sort as recipe
+from memseq.tasks.order import OrderTask
+
+
+class Player:
+    def __init__(self, says=None):
+        self.says = says
+
+    def init_state(self, rows):
+        return None
+
+    def __call__(self, inputs, state):
+        task = OrderTask(n_read=recipe.READ)
+        said = task.oracle(inputs) if self.says is None else torch.full_like(inputs, self.says)
+        return torch.nn.functional.one_hot(said, task.vocab_size).float(), state
+
+
+def test_who_knows_the_order_needs_the_excerpt_and_who_does_not_is_at_chance():
+    finger, stubborn = recipe.asked(Player()), recipe.asked(Player(says=OrderTask().n_tokens + 2))
+    assert finger["read"] == 1.0
+    assert set(finger["by_distance"].values()) == {1.0}
+    assert finger["unread"] == pytest.approx(0.5, abs=0.04)
+    assert stubborn["read"] == pytest.approx(0.5, abs=0.04)
+    assert stubborn["unread"] == pytest.approx(0.5, abs=0.04)
+
+
+def test_claims_are_of_the_worst_seed_and_of_two_standard_errors():
+    rows = [
+        {"part": "learned", "name": "attention", "read": 1.0, "unread": 0.5},
+        {"part": "learned", "name": "attention", "read": 0.9, "unread": 0.51},
+        {"part": "learned", "name": "window of 4", "read": 0.5, "unread": 0.6},
+        {"part": "pretrained", "name": "stories260K", "gain": 0.05, "gain_error": 0.02},
+    ]
+    told = recipe.claims(rows)
+    assert not told["learned, with"]["ok"]
+    assert told["learned, without"] == {"target": 0.52, "reached": 0.6, "ok": False}
+    assert told["pretrained"]["ok"]
+    assert not recipe.claims([rows[3] | {"gain_error": 0.03}])["pretrained"]["ok"]
+
+
+def test_a_short_run_leaves_its_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "QUESTIONS", 8)
+    path = tmp_path / "rows.json"
+    for _ in range(2):  # what the file holds is not repeated
+        recipe.main(["--seconds", "0.01", "--json", str(path)])
+    told = json.loads(path.read_text())
+    assert [(row["part"], row["name"]) for row in told["rows"]] == [("learned", "attention"), ("learned", "window of 4")]
+    assert told["claims"].keys() == {"learned, with", "learned, without"}
+
+
+def test_stories260k_is_asked_with_the_text_and_without(data_dir):
+    row = recipe.pretrained(data_dir, excerpts=2)
+    assert row["questions"] == 8
+    assert [cell["up_to"] for cell in row["bins"]] == [25, 33, 50, 80]
+    assert row["gain"] == pytest.approx(row["read"] - row["unread"])
