@@ -37,11 +37,13 @@ def test_claims_are_of_the_worst_seed_and_of_two_standard_errors():
         {"part": "learned", "name": "attention", "read": 0.9, "unread": 0.51},
         {"part": "learned", "name": "window of 4", "read": 0.5, "unread": 0.6},
         {"part": "pretrained", "name": "stories260K", "gain": 0.05, "gain_error": 0.02},
+        {"part": "learned", "name": recipe.LIKELIHOOD, "read": 0.99, "unread": 0.5},
     ]
     told = recipe.claims(rows)
     assert not told["learned, with"]["ok"]
     assert told["learned, without"] == {"target": 0.52, "reached": 0.6, "ok": False}
     assert told["pretrained"]["ok"]
+    assert told["likelihood, with"]["ok"]
     assert not recipe.claims([rows[3] | {"gain_error": 0.03}])["pretrained"]["ok"]
 
 
@@ -51,8 +53,24 @@ def test_a_short_run_leaves_its_rows(tmp_path, monkeypatch):
     for _ in range(2):  # what the file holds is not repeated
         recipe.main(["--seconds", "0.01", "--json", str(path)])
     told = json.loads(path.read_text())
-    assert [(row["part"], row["name"]) for row in told["rows"]] == [("learned", "attention"), ("learned", "window of 4")]
-    assert told["claims"].keys() == {"learned, with", "learned, without"}
+    assert [(row["part"], row["name"]) for row in told["rows"]] == [
+        ("learned", "attention"),
+        ("learned", "window of 4"),
+        ("learned", recipe.LIKELIHOOD),
+    ]
+    assert told["claims"].keys() == {"learned, with", "learned, without", "likelihood, with"}
+
+
+def test_pairs_are_written_as_the_probe_writes_them_the_earlier_first():
+    letters, places = recipe.lines(6, 8, 3, torch.Generator().manual_seed(0))
+    tokens, targets = recipe.written(letters, places)
+    for row, said in zip(tokens.tolist(), targets.tolist(), strict=True):
+        excerpt, *asked = bytes(row).decode().split("\n")
+        words = excerpt.split(" ")
+        assert len(set(words)) == 6
+        pairs = [piece for piece in asked if piece]
+        assert all(words.index(a) < words.index(b) for a, b in zip(pairs[::2], pairs[1::2], strict=True))
+        assert bytes(token for token in said if token >= 0).decode() == "".join(pairs)
 
 
 def test_stories260k_is_asked_with_the_text_and_without(data_dir):

@@ -6,8 +6,10 @@ they guess.
     learned       `OrderTask`: an excerpt of n distinct tokens, then 8 pairs of them, which came first; two blocks, each a short gated
                   convolution and attention, learn it, n = 5, 8 and 12 in turn. Asked with the excerpt and with a mark in place of each
                   of its tokens; full attention, and attention to the last 4 tokens, which sees some of it at the first questions
-    pretrained    stories260K (a Llama of 260,032 parameters) as it is, on held-out novels: the probe's score (`probes/order.py`), log p of
-                  both pieces in one order less that in the other, after reading the excerpt and after nothing
+    likelihood    what the probe asks (`probes/order.py`), learned: the same attention learns texts of a line of letters and then lines of
+                  one letter, two of that line in their order. Right where the true order of a pair is the likelier one
+    pretrained    stories260K (a Llama of 260,032 parameters) as it is, on held-out novels: the probe, after reading the excerpt and after
+                  nothing
 
     python -m memseq.recipes.sort path/to/data --json results.json
 
@@ -23,26 +25,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from memseq.memories.attention import AttentionConfig
 from memseq.memories.base_conv import BaseConvConfig
 from memseq.memories.sliding_window import SlidingWindowConfig
 from memseq.models.stack import StackConfig
-from memseq.probes.order import OrderProbe
+from memseq.probes.order import OrderProbe, order_scores
 from memseq.probes.probe import Subject
+from memseq.probes.scoring import Scorer
 from memseq.recipes.fitting import Table, fit_within, weights
 from memseq.recipes.machine import keep_freed_memory
-from memseq.tasks.order import OrderTask
-from memseq.tasks.task import Batch
+from memseq.tasks.order import OrderQuestion, OrderTask
+from memseq.tasks.task import Batch, choose_distinct
+from memseq.tasks.tokenizers import Bytes
 
 __all__ = ["asked", "claims", "contenders", "learned", "main", "pretrained"]
 
 D, BATCH = 64, 64
 STAGES = ((0.15, 5), (0.35, 8), (1.0, 12))  # until this share of the time: tokens of an excerpt
 READ = STAGES[-1][1]
+LIKELIHOOD = "attention, by likelihood"
+LETTERS = torch.tensor(list(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"))
 QUESTIONS = 256  # excerpts asked about
-TARGETS = {"learned, with": 0.98, "learned, without": 0.52}
+TARGETS = {"learned, with": 0.98, "learned, without": 0.52, "likelihood, with": 0.98}
 
 
 def contenders() -> dict[str, Any]:
@@ -60,8 +67,7 @@ def learned(name: str, *, seconds: float, seed: int = 0) -> dict[str, Any]:
     def loss(share: float) -> Tensor:
         nonlocal drawn
         drawn += 1
-        n = next(n for until, n in STAGES if share < until or until == 1)
-        batch = OrderTask(n_read=n).sample(BATCH, seed=drawn + 1_000_000 * seed)
+        batch = OrderTask(n_read=_size(share)).sample(BATCH, seed=drawn + 1_000_000 * seed)
         total, count, _ = model.loss(batch.inputs, batch.labels, model.init_state(BATCH))
         return total / count
 
@@ -86,6 +92,56 @@ def asked(model: Any) -> dict[str, Any]:
                 name: round(float(right[(apart >= low) & (apart <= high)].float().mean()), 4) for name, (low, high) in bands.items()
             }
     return found
+
+
+def lines(n: int, rows: int, pairs: int, generator: torch.Generator) -> tuple[Int64[Tensor, "rows n"], Int64[Tensor, "rows pairs 2"]]:
+    """Letters of each excerpt, and places of pairs in it, the earlier first."""
+    letters = LETTERS[choose_distinct(rows, n, len(LETTERS), generator)]
+    places = choose_distinct(rows * pairs, 2, n, generator).sort(1).values
+    return letters, places.view(rows, pairs, 2)
+
+
+def written(letters: Tensor, places: Tensor) -> tuple[Int64[Tensor, "rows T"], Int64[Tensor, "rows T"]]:
+    """(bytes, targets): the letters with spaces between, then each pair as the probe writes it; letters of pairs are predicted."""
+    rows, n = letters.shape
+    text = torch.full((rows, 2 * n - 1), ord(" "))
+    text[:, ::2] = letters
+    asked = torch.full((rows, places.shape[1], 5), ord("\n"))
+    asked[..., 1::2] = letters.gather(1, places.flatten(1)).view_as(places)
+    tokens = torch.cat([text, asked.flatten(1)], dim=1)
+    following = tokens[:, 1:].clone()
+    following[:, : 2 * n - 1] = -100
+    return tokens[:, :-1], torch.where(following == ord("\n"), -100, following)
+
+
+def likelihood(name: str = LIKELIHOOD, *, seconds: float, seed: int = 0) -> dict[str, Any]:
+    """Train on lines of letters, and ask as the probe does; seconds are of this process's processor time."""
+    torch.manual_seed(seed)
+    layer, generator = (BaseConvConfig(d_model=D, width=4), contenders()["attention"]), torch.Generator().manual_seed(seed)
+    model: Any = StackConfig(vocab_size=256, d_model=D, layers=(layer, layer), ff_mult=2.0).build()
+
+    def loss(share: float) -> Tensor:
+        tokens, targets = written(*lines(_size(share), BATCH // 2, 8, generator))
+        total, count, _ = model.loss(tokens, targets, model.init_state(len(tokens)))
+        return total / count
+
+    steps, spent = fit_within(model, loss, seconds=seconds, lr=3e-3)
+    letters, places = lines(READ, QUESTIONS, 1, torch.Generator().manual_seed(1000))
+    questions = []
+    for row, (a, b) in zip(letters.tolist(), places[:, 0].tolist(), strict=True):
+        words = tuple(map(chr, row))
+        questions.append(OrderQuestion(words, 0, words[a : a + 1], words[b : b + 1], a, b, READ, True))
+    found = {}
+    for what, context in (("read", True), ("unread", False)):
+        scores = torch.tensor(order_scores(Scorer(model, Bytes()), questions, context=context))
+        found[what] = round(float((scores > 0).float().mean()), 4)
+    facts = {"questions": QUESTIONS, "steps": steps, "cpu_seconds": round(spent, 1), "parameters": weights(model), "n_read": READ}
+    return {"part": "learned", "name": name, "seed": seed, **found, **facts}
+
+
+def _size(share: float) -> int:
+    """Tokens of an excerpt when so much of the time is spent."""
+    return next((n for until, n in STAGES if share < until), READ)
 
 
 def pretrained(data: Path, *, excerpts: int, excerpt_length: int = 100, segment_length: int = 10, seed: int = 0) -> dict[str, Any]:
@@ -116,6 +172,10 @@ def claims(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         high = max(row["unread"] for row in rows if row["part"] == "learned")
         told["learned, with"] = {"target": TARGETS["learned, with"], "reached": low, "ok": low >= TARGETS["learned, with"]}
         told["learned, without"] = {"target": TARGETS["learned, without"], "reached": high, "ok": high <= TARGETS["learned, without"]}
+    told_by_likelihood = [row["read"] for row in rows if row["name"] == LIKELIHOOD]
+    if told_by_likelihood:
+        low, target = min(told_by_likelihood), TARGETS["likelihood, with"]
+        told["likelihood, with"] = {"target": target, "reached": low, "ok": low >= target}
     for row in rows:
         if row["part"] == "pretrained":  # two standard errors above nothing
             told["pretrained"] = {
@@ -145,9 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.data is not None and ("stories260K", 0) not in done:
         keep(pretrained(given.data, excerpts=given.excerpts))
     for seed in range(given.seeds):
-        for name in contenders():
+        for name in [*contenders(), LIKELIHOOD]:
             if (name, seed) not in done:
-                keep(learned(name, seconds=given.seconds, seed=seed))
+                keep((likelihood if name == LIKELIHOOD else learned)(name, seconds=given.seconds, seed=seed))
 
 
 if __name__ == "__main__":
