@@ -81,7 +81,7 @@ def row(name, held_out, seed=0, copied=1.0):
 def test_a_peak_counts_above_both_ends_and_in_every_seed():
     shown = [row("1", 3.0), row("10", 3.1), row("100", 3.5), row("1000", 3.25), row("without", 9.0)]
     told = recipe.claims(shown)
-    assert recipe.claims([row("1", 3.0), row("10", 3.0, copied=0.5), row("100", 3.0, copied=0.75)])["copying of text"]["ok"] is False
+    assert recipe.claims([row("1", 3.0), row("10", 3.0, copied=0.5), row("100", 3.0, copied=0.25)])["copying of text"]["ok"] is False
     assert recipe.claims([row("1", 3.0), row("10", 3.0, copied=0.5), row("100", 3.0)])["copying of text"]["ok"]
     assert told["double descent"] == {"above_both_ends": {"0": 0.25}, "mean": 0.25, "ok": True}
     assert not told["copying of text"]["ok"]
