@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Which of two pieces of a text came first, with the text read and not.")
     parser.add_argument("data", type=Path, nargs="?", help="a folder that holds models/stories260K and books")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each (default 1)")
-    parser.add_argument("--seconds", type=float, default=75.0, help="of each training (default 75)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each training (default 60)")
     parser.add_argument("--excerpts", type=int, default=96, help="of novels, with four questions each (default 96)")
     parser.add_argument("--json", help="write the rows to this file, each as it is measured; what it holds is not repeated")
     given = parser.parse_args(arguments)
