@@ -23,6 +23,8 @@ TASKS = {  # name -> module and class; a module is imported when its task is ask
     "delayed_match": "bits.MatchTask",
     "mqar": "mqar.MQARTask",
     "interleaved_recall": "interleaved.InterleavedRecallTask",
+    "topics": "topics.TopicsTask",
+    "dialogue": "dialogue.DialogueTask",
     "delayed_meaning": "delayed_meaning.DelayedMeaningTask",
     "set_disjointness": "set_disjointness.SetDisjointnessTask",
     "repeat_previous": "popgym.RepeatPreviousTask",
