@@ -26,7 +26,7 @@ from memseq.memories.segment_attention import SegmentAttentionConfig
 from memseq.models.backbone import Backbone, build_backbone
 from memseq.models.segments import OverBackbone, SegmentModel, check_segments
 from memseq.models.stack import StackConfig
-from memseq.ops.associative import dpfp, read, write
+from memseq.ops.associative import EPSILON, dpfp, read, write
 from memseq.state import State
 
 __all__ = ["ARMT", "ARMTConfig", "ARMTState"]
@@ -46,6 +46,7 @@ class ARMTConfig(OverBackbone):
     segment_length: int = 64  # L, tokens; the backbone reads L + N inputs
     key_size: int = 32  # d_m
     nu: int = 3
+    epsilon: float = EPSILON  # what a query has to meet to read more than half; larger, and gradients stay small (`ops/associative.py`)
     mask: str = "causal"  # or "paper": memory vectors see each other, as in RMT
 
     def __post_init__(self) -> None:
@@ -54,6 +55,8 @@ class ARMTConfig(OverBackbone):
             raise ConfigError("n_slots=0 writes nothing; use at least 1, or RMTConfig(n_slots=0) for the backbone alone")
         if self.key_size < 1 or not 1 <= self.nu < 2 * self.key_size:
             raise ConfigError(f"nu={self.nu} must lie in 1 to 2 key_size - 1 = {2 * self.key_size - 1}")
+        if not self.epsilon > 0:
+            raise ConfigError(f"epsilon={self.epsilon} must be above 0: a query that meets nothing divides by it")
         if self.mask not in ("paper", "causal"):
             raise ConfigError(f"mask must be 'paper' or 'causal', got {self.mask!r}")
 
@@ -70,6 +73,12 @@ class ARMTConfig(OverBackbone):
         backbone = StackConfig(vocab_size=vocab_size, d_model=size.d_model, layers=size.n_layers * (layer,))
         return cls(backbone=backbone, n_slots=size.n_slots, segment_length=size.segment_length)
 
+    @classmethod
+    def around(cls, backbone: Any, **settings: Any) -> "ARMTConfig":
+        """What suits a pretrained network: reads whose gradients are no larger than its own."""
+        suited: dict[str, Any] = {"epsilon": 1.0}
+        return cls(backbone=backbone, **suited | settings)
+
     def build(self, backbone: Backbone | None = None) -> "ARMT":
         """The model, around `backbone` where one is given (it is not copied)."""
         return ARMT(self, build_backbone(self.backbone) if backbone is None else backbone)
@@ -80,7 +89,7 @@ class Association(nn.Module):
 
     def __init__(self, config: ARMTConfig) -> None:
         super().__init__()
-        D, self.nu = config.d_model, config.nu
+        D, self.nu, self.epsilon = config.d_model, config.nu, config.epsilon
         self.query = Linear(D, config.key_size, bias=False)
         self.key = Linear(D, config.key_size, bias=False)
         self.value = Linear(D, D, bias=False)
@@ -91,7 +100,7 @@ class Association(nn.Module):
         """x with what is stored for it; the division wants float32 at least, under autocast too."""
         with torch.autocast(x.device.type, enabled=False):
             q = dpfp(self.query(x.to(self.query.weight.dtype)).to(A.dtype), self.nu)
-            return x + read(q, A, z).to(x.dtype)
+            return x + read(q, A, z, self.epsilon).to(x.dtype)
 
     def write(
         self, m: Float[Tensor, "B N D"], A: Float[Tensor, "B F D"], z: Float[Tensor, "B F"]
@@ -99,7 +108,7 @@ class Association(nn.Module):
         with torch.autocast(m.device.type, enabled=False):
             m = m.to(self.key.weight.dtype)
             k, v = dpfp(self.key(m).to(A.dtype), self.nu), self.value(m).to(A.dtype)
-            return write(k, v, self.beta(m)[..., 0].sigmoid().to(A.dtype), A, z)
+            return write(k, v, self.beta(m)[..., 0].sigmoid().to(A.dtype), A, z, self.epsilon)
 
 
 class _Visit:

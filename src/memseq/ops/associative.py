@@ -9,7 +9,9 @@ Source: Associative Recurrent Memory Transformer (Rodkin et al., arXiv:2407.0484
             A   += sum_i b_i k_i (v_i - v'_i)^T,   z += sum_i g_i k_i                    all from the old A and z
 
 With A = 0 and z = 0 a read is 0, what is stored is 0 and a key is new: the first segment is no special case.
-Keys and queries are features; A is [B, F, D], z is [B, F], both float32 at least.
+Keys and queries are features; A is [B, F, D], z is [B, F], both float32 at least. Where q^T z is small the gradient of a read is as large
+as the product of its inputs over (q^T z + eps): eps = 1e-5 is published, one of about the size of q^T z keeps gradients small and lets a
+query that meets nothing read nothing.
 """
 
 import torch
@@ -33,27 +35,27 @@ def dpfp(a: Float[Tensor, "*rest M"], nu: int) -> Float[Tensor, "*rest F"]:
     return torch.cat([u * u.roll(j, dims=-1) for j in range(1, nu + 1)], dim=-1)
 
 
-def read(q: Features, A: Matrix, z: Norm) -> Values:
+def read(q: Features, A: Matrix, z: Norm, epsilon: float = EPSILON) -> Values:
     """What is stored under each query."""
-    return (q @ A) / ((q @ z[..., None]) + EPSILON)
+    return (q @ A) / ((q @ z[..., None]) + epsilon)
 
 
-def write_definition(k: Features, v: Values, beta: Betas, A: Matrix, z: Norm) -> tuple[Matrix, Norm]:
+def write_definition(k: Features, v: Values, beta: Betas, A: Matrix, z: Norm, epsilon: float = EPSILON) -> tuple[Matrix, Norm]:
     """The equations, one key after the other: the form the fast one is tested against."""
     A_new, z_new = A, z
     for i in range(k.shape[1]):
         key, value = k[:, i], v[:, i]
-        stored = torch.einsum("b f, b f d -> b d", key, A) / (torch.einsum("b f, b f -> b", key, z) + EPSILON)[:, None]
-        known = torch.einsum("b f, b f -> b", z, key) / (key.square().sum(-1) + EPSILON)
+        stored = torch.einsum("b f, b f d -> b d", key, A) / (torch.einsum("b f, b f -> b", key, z) + epsilon)[:, None]
+        known = torch.einsum("b f, b f -> b", z, key) / (key.square().sum(-1) + epsilon)
         new = (1 - known).clamp(0, 1).detach()
         A_new = A_new + beta[:, i, None, None] * key[:, :, None] * (value - stored)[:, None, :]
         z_new = z_new + new[:, None] * key
     return A_new, z_new
 
 
-def write(k: Features, v: Values, beta: Betas, A: Matrix, z: Norm) -> tuple[Matrix, Norm]:
+def write(k: Features, v: Values, beta: Betas, A: Matrix, z: Norm, epsilon: float = EPSILON) -> tuple[Matrix, Norm]:
     """Equal to `write_definition`: all keys in one product."""
     met = k @ z[..., None]  # z^T k_i
-    stored = (k @ A) / (met + EPSILON)
-    new = (1 - met[..., 0] / (k.square().sum(-1) + EPSILON)).clamp(0, 1).detach()
+    stored = (k @ A) / (met + epsilon)
+    new = (1 - met[..., 0] / (k.square().sum(-1) + epsilon)).clamp(0, 1).detach()
     return A + k.mT @ (beta[..., None] * (v - stored)), z + torch.einsum("b n, b n f -> b f", new, k)

@@ -86,8 +86,8 @@ def contenders() -> list[Contender]:
     def rmt(name: str, learns: str = "all", begin: str = "nothing") -> Contender:
         return Contender(name=name, system="rmt", settings={"n_slots": 8, "begin": begin}, learns=learns, rate=3.0)
 
-    def armt(name: str, learns: str = "all", rate: float = 0.3) -> Contender:
-        return Contender(name=name, system="armt", settings={"n_slots": 8, "key_size": 16}, learns=learns, rate=rate)
+    def armt(name: str, learns: str = "all", **settings: Any) -> Contender:
+        return Contender(name=name, system="armt", settings={"n_slots": 8, "key_size": 16, **settings}, learns=learns, rate=3.0)
 
     return [
         Contender(name=ALONE, system="rmt", settings={"n_slots": 0}),
@@ -96,8 +96,8 @@ def contenders() -> list[Contender]:
         rmt("rmt, memory alone", "memory"),
         rmt("rmt, memory and LoRA", "lora"),
         armt("armt"),
-        armt("armt, memory at three times the rate", rate=3.0),
-        armt("armt, memory alone", "memory", rate=1.0),
+        armt("armt, the published epsilon", epsilon=1e-5),
+        armt("armt, memory alone", "memory"),
         armt("armt, memory and LoRA", "lora"),
     ]
 
@@ -274,12 +274,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return model
 
     command = f"python -m memseq.recipes.retrofit DATA --adapt {given.adapt} --steps {given.steps}"
-    table = Table(command, given.json, segment_length=L, context=by_context(hub(), text.passages))
+    table = Table(command, given.json, claims=claims, segment_length=L, context=by_context(hub(), text.passages))
     there = {(row["name"], row["seed"]) for row in table.rows}
     for seed in range(given.seeds):
         for what in contenders():
             if (given.only is None or what.name in given.only) and (what.name, seed) not in there:
-                table.facts["claims"] = claims(table.rows)
                 table.add(**run(what, hub(), text, steps=given.steps, seed=seed))
     print(json.dumps(claims(table.rows), indent=1))  # noqa: T201
 

@@ -14,5 +14,5 @@ def configs() -> list[Any]:
     gpt2 = GPT2Config(vocab_size=13, n_embd=16, n_layer=1, n_head=2, n_positions=16, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
     return [
         ARMTConfig(backbone=stack, n_slots=2, segment_length=4, key_size=3, mask="paper"),
-        ARMTConfig(backbone=HuggingFaceConfig.of(gpt2), n_slots=2, segment_length=4, key_size=3, nu=2),
+        ARMTConfig(backbone=HuggingFaceConfig.of(gpt2), n_slots=2, segment_length=4, key_size=3, nu=2, epsilon=1.0),
     ]
