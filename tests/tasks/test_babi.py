@@ -23,7 +23,7 @@ def test_following_a_story_answers_every_official_question(data_dir, qa):
     files = sorted((data_dir / "babi" / "en").glob(f"qa{qa}_*.gz"))
     questions = [question for file in files for question in read_babi(file)]
     assert len(questions) >= 1500
-    assert all(solve(qa, q.facts, q.question) == q.answer for q in questions)
+    assert all(solve(q.facts, q.question) == q.answer for q in questions)
 
 
 @pytest.mark.parametrize("qa", [1, 2, 3])
@@ -60,12 +60,12 @@ def test_a_story_by_hand():
         "Mary dropped the milk.",
         "Mary went to the hall.",
     )
-    assert solve(1, facts[:4], "Where is Mary?") == "garden"
-    assert solve(2, facts, "Where is the milk?") == "garden"
-    assert solve(3, facts, "Where was the milk before the garden?") == "office"
-    assert solve(2, facts[:1], "Where is the milk?") == ""
+    assert solve(facts[:4], "Where is Mary?") == "garden"
+    assert solve(facts, "Where is the milk?") == "garden"
+    assert solve(facts, "Where was the milk before the garden?") == "office"
+    assert solve(facts[:1], "Where is the milk?") == ""
     with pytest.raises(InputError, match="of no task from 1 to 3"):
-        solve(1, facts, "Who has the milk?")
+        solve(facts, "Who has the milk?")
 
 
 def test_facts_keep_their_words_and_order_in_the_long_text():
@@ -73,7 +73,7 @@ def test_facts_keep_their_words_and_order_in_the_long_text():
     for prompt in task.prompts(50, 0):
         facts = [m[0] for m in re.finditer(r"(?:Mary|John|Daniel|Sandra) [a-z ]+\.", prompt.text)]
         assert len(facts) == prompt.n_facts
-        assert solve(2, tuple(facts), prompt.question) == prompt.answer
+        assert solve(tuple(facts), prompt.question) == prompt.answer
         assert len(prompt.text) + len(prompt.answer) + 2 == 3000
 
 

@@ -32,7 +32,9 @@ from typing import Any, ClassVar
 import torch
 
 from memseq.memories.base_conv import BaseConvConfig
+from memseq.memories.gated_deltanet import GatedDeltaNetConfig
 from memseq.memories.segment_attention import SegmentAttentionConfig
+from memseq.memories.titans import TitansConfig
 from memseq.models.armt import ARMTConfig
 from memseq.models.rmt import RMTConfig
 from memseq.models.stack import StackConfig
@@ -50,8 +52,12 @@ __all__ = ["Background", "StoryTask", "contenders", "main", "novels", "words_of"
 D, HEADS, L, SLOTS = 32, 2, 32, 8
 VOCABULARY = 384
 FREQUENT = 400_000  # characters of novels that a background is made of
-WINDOWS = Curriculum(stages=(1, 2, 4), least=1, steps=None, mastered=0.95)
+WINDOWS = {
+    qa: Curriculum(stages=stages, least=stages[0], steps=None, mastered=0.95) for qa, stages in {1: (1, 2, 4), 2: (2, 4), 3: (4, 8)}.items()
+}
 ASKED = (1, 2, 4, 8, 16, 32)  # segments
+FACT_WORDS = 10  # of a segment's words, so that a training story leaves room for questions
+KIND = 3  # questions of a task at the end of a training story
 
 Ids = tuple[int, ...]
 
@@ -124,10 +130,10 @@ class StoryTask(Task):
         chance, rows = dice(generator), []
         train = generator.initial_seed() % 2 == 0
         while len(rows) < batch_size:
-            story = babi.simulate(self.qa, chance)
+            story = babi.simulate(self.qa, chance, at_most=self.length // FACT_WORDS)
             between, last = (), ((story.question, story.answer),)
             if train:
-                between, last = tuple(self._on_the_way(story.facts, chance)), tuple(self._all(story.facts, chance)) or last
+                between, last = tuple(self._on_the_way(story.facts, chance)), tuple(self._all(story.facts, chance))
             written = self._write(story.facts, between, last, self.background.train if train else self.background.test, chance)
             if written is not None:
                 rows.append(written)
@@ -139,18 +145,16 @@ class StoryTask(Task):
         rows = [self._write(q.facts, (), ((q.question, q.answer),), self.background.test, chance) for q in questions]
         return self._batch([row for row in rows if row is not None])
 
-    def _all(self, facts: tuple[str, ...], chance: random.Random) -> Iterator[tuple[str, str]]:
-        """Everything of the kind that can be asked after `facts`, with its answer, in any order."""
-        for who in chance.sample(babi.PEOPLE if self.qa == 1 else babi.THINGS, 4 if self.qa == 1 else 3):
-            question = f"Where is {who}?" if self.qa == 1 else f"Where is the {who}?"
-            if self.qa < 3 and (answer := babi.solve(self.qa, facts, question)):
-                yield question, answer
+    def _all(self, facts: tuple[str, ...], chance: random.Random) -> list[tuple[str, str]]:
+        """Questions of this task and of those before it, of each kind three at most, in any order; with their answers."""
+        asked = [one for qa in range(1, self.qa + 1) for one in _some(babi.askable(qa, facts), chance)]
+        return chance.sample(asked, len(asked))
 
     def _on_the_way(self, facts: tuple[str, ...], chance: random.Random) -> Iterator[tuple[int, str, str]]:
         """(after so many facts, a question, its answer), one a segment but the last."""
         for _ in range(self.n_segments - 1):
             told = chance.randint(1, len(facts))
-            for question, answer in [*self._all(facts[:told], chance)][:1]:
+            for question, answer in self._all(facts[:told], chance)[:1]:
                 yield told, question, answer
 
     def _write(
@@ -161,14 +165,17 @@ class StoryTask(Task):
         sentences: Sequence[Ids],
         chance: random.Random,
     ) -> tuple[list[int], dict[int, int]] | None:
-        """(words, {place: answer}); None where the story is too long."""
+        """(words, {place: answer}), with as many of the `last` questions as there is room for; None where the story is too long for one."""
         ids = self.background.ids
         events: list[tuple[Ids, str]] = []
         for told, fact in enumerate(facts, start=1):
             events += [(ids(fact), ""), *((ids(question), answer) for after, question, answer in between if after == told)]
-        room = self.length - sum(len(ids(question)) for question, _ in last) - sum(len(event) for event, _ in events)
-        if room < 0:
+        room = self.length - sum(len(event) for event, _ in events)
+        while (left := room - sum(len(ids(question)) for question, _ in last)) < 0 and len(last) > 1:
+            last = last[1:]
+        if left < 0:
             return None
+        room = left
         prose, at = [], chance.randrange(len(sentences))
         while room > 0:
             sentence = sentences[at % len(sentences)]
@@ -198,7 +205,7 @@ class StoryTask(Task):
         return Batch(inputs, labels, {})
 
 
-def contenders(seconds: float) -> list[Contender]:
+def contenders(qa: int, seconds: float) -> list[Contender]:
     """Every row of the table."""
 
     def stack(inputs: int) -> StackConfig:
@@ -208,18 +215,24 @@ def contenders(seconds: float) -> list[Contender]:
     def rmt(n_slots: int, **fields: Any) -> RMTConfig:
         return RMTConfig(backbone=stack(L + 2 * n_slots), n_slots=n_slots, segment_length=L, mask="causal", **fields)
 
+    def stream(memory: Any) -> StackConfig:
+        attention = SegmentAttentionConfig(d_model=D, n_heads=HEADS, segment_length=L)
+        return StackConfig(vocab_size=VOCABULARY, d_model=D, layers=(BaseConvConfig(d_model=D, width=6), attention, memory))
+
     models = {
         "rmt, noise 0.5": rmt(SLOTS, noise=0.5),
         "armt": ARMTConfig(backbone=stack(L + SLOTS), n_slots=SLOTS, segment_length=L, key_size=8),
+        "titans": stream(TitansConfig(d_model=D, n_heads=HEADS, segment_length=16, depth=1)),
+        "gated_deltanet": stream(GatedDeltaNetConfig(d_model=D, n_heads=HEADS)),
         "no memory": rmt(0),
     }
-    return [Contender(name=name, model=model, seconds=seconds, curriculum=WINDOWS, lr=5e-3, times=()) for name, model in models.items()]
+    return [Contender(name=name, model=model, seconds=seconds, curriculum=WINDOWS[qa], lr=5e-3, times=()) for name, model in models.items()]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="bAbI's questions in novels, by the number of segments.")
     parser.add_argument("data", type=Path, help="a folder that holds babi/en and books")
-    parser.add_argument("--qa", type=int, default=1, choices=(1, 2), help="bAbI's task (default 1)")
+    parser.add_argument("--qa", type=int, default=1, choices=(1, 2, 3), help="bAbI's task (default 1)")
     parser.add_argument("--seconds", type=float, default=90.0, help="of training, each, in processor time (default 90)")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each row (default 1)")
     parser.add_argument("--only", default=None, help="one row, by its name")
@@ -227,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", help="write the result to this file; rows that it holds are kept")
     given = parser.parse_args(arguments)
     keep_freed_memory()
-    text = {split: _some(given.data, split) for split in ("train", "test")}
+    text = {split: _beginnings(given.data, split) for split in ("train", "test")}
     task = partial(StoryTask, background=novels(text["train"], text["test"]), qa=given.qa)
     file = next((given.data / "babi" / "en").glob(f"qa{given.qa}_*_test.txt.gz"))
     questions = babi.read_babi(file)[: given.asked]
@@ -236,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = Table(command, given.json, segment_length=L, chance=round(1 / len(babi.ROOMS), 4))
     there = {(row["task"], row["name"], row["seed"]) for row in table.rows}
     for seed in range(given.seeds):
-        for what in contenders(given.seconds):
+        for what in contenders(given.qa, given.seconds):
             if given.only not in (None, what.name) or (f"qa{given.qa}", what.name, seed) in there:
                 continue
             model, row = trained(what, seed=seed, task=lambda n: task(n_segments=n))
@@ -247,7 +260,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             table.add(task=f"qa{given.qa}", **row, accuracy=found, questions=counted, likeliest_room=round(most, 4))
 
 
-def _some(data: Path, split: str) -> str:
+def _some(asked: Sequence[tuple[str, str]], chance: random.Random) -> list[tuple[str, str]]:
+    return chance.sample(asked, min(KIND, len(asked)))
+
+
+def _beginnings(data: Path, split: str) -> str:
     """The beginning of the split's novels, a part of each."""
     text = books(data / "books", split)
     share = FREQUENT // len(text)

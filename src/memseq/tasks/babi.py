@@ -8,7 +8,7 @@ Source: bAbI (Weston et al., arXiv:1502.05698); BABILong (Kuratov et al., arXiv:
 
     read_babi(file)     the questions of an official file, any of the twenty tasks, each with all facts told before it
     simulate(qa, ...)   a world of our own for the first three: four people, six rooms, three things, the official sentences
-    solve(qa, ...)      the answer, found by following the story: right on every question of the official files
+    solve(...)          the answer, found by following the story: right on every question of the official files
     BabiTask            facts among other sentences, as bytes; `prompts` for models that generate, `is_right` judges
 
 Facts keep their order; each stands at a place of its own drawn without regard to the others, as in BABILong. Between them stands the
@@ -31,7 +31,7 @@ from memseq.errors import ConfigError, InputError
 from memseq.tasks.prose import dice, fit, sentences_of
 from memseq.tasks.task import IGNORE, Batch, Task
 
-__all__ = ["BabiTask", "LongQuestion", "Question", "is_right", "read_babi", "simulate", "solve"]
+__all__ = ["BabiTask", "LongQuestion", "Question", "askable", "is_right", "read_babi", "simulate", "solve"]
 
 PEOPLE = ("Mary", "John", "Daniel", "Sandra")
 ROOMS = ("bathroom", "hallway", "garden", "office", "bedroom", "kitchen")
@@ -118,24 +118,25 @@ def _enter(trail: list[str], room: str) -> None:
         trail.append(room)
 
 
-def solve(qa: int, facts: tuple[str, ...], question: str) -> str:
+def solve(facts: tuple[str, ...], question: str) -> str:
     """The answer of a question of tasks 1 to 3, found by following its story; "" where the story does not tell."""
     people, things = _follow(facts)
     if before := re.fullmatch(r"Where was the (\w+) before the (\w+)\?", question):
         trail = things.get(before[1], [])
         last = max((i for i, room in enumerate(trail) if room == before[2]), default=0)
         return trail[last - 1] if last else ""
-    if asked := re.fullmatch(r"Where is (?:the )?(\w+)\?", question):
-        trail = (people if qa == 1 else things).get(asked[1], [])
+    if asked := re.fullmatch(r"Where is (the )?(\w+)\?", question):
+        trail = (things if asked[1] else people).get(asked[2], [])
         return trail[-1] if trail else ""
     raise InputError(f"the question {question!r} is of no task from 1 to 3")
 
 
-def simulate(qa: int, chance: random.Random) -> Question:
-    """A story and a question of task `qa` (1 to 3)."""
-    pick = chance.choice
+def simulate(qa: int, chance: random.Random, *, at_most: int | None = None) -> Question:
+    """A story, of `at_most` facts where that is given, and a question of task `qa` (1 to 3)."""
+    pick, (least, most) = chance.choice, STORY[qa]
+    most = most if at_most is None else max(2 * qa, min(most, at_most))  # what is carried was taken somewhere and went elsewhere
     while True:
-        n_facts = chance.randint(*STORY[qa])
+        n_facts = chance.randint(min(least, most), most)
         place: dict[str, str] = {}
         lies: dict[str, str] = {}  # thing -> room where it was left
         holds: dict[str, str] = {}  # thing -> who
@@ -157,19 +158,23 @@ def simulate(qa: int, chance: random.Random) -> Question:
             else:
                 place[who] = pick([room for room in ROOMS if room != place.get(who)])
                 facts.append(f"{who} {pick(GO)} the {place[who]}.")
-        story = tuple(facts)
-        people, things = _follow(story)
-        if qa == 1:
-            question = f"Where is {pick(sorted(people))}?"
-        elif qa == 2 and things:
-            question = f"Where is the {pick(sorted(things))}?"
-        elif qa == 3 and (moved := sorted(thing for thing, trail in things.items() if len(trail) > 1)):
-            thing = pick(moved)
-            later = [room for i, room in enumerate(things[thing]) if i and room not in things[thing][i + 1 :]]
-            question = f"Where was the {thing} before the {pick(later)}?"
-        else:
-            continue  # nothing was carried far enough to ask for
-        return Question(story, question, solve(qa, story, question))
+        if can_ask := askable(qa, tuple(facts)):
+            return Question(tuple(facts), *pick(can_ask))
+
+
+def askable(qa: int, facts: tuple[str, ...]) -> list[tuple[str, str]]:
+    """(question, answer) of everything that task `qa` (1 to 3) can ask after `facts`."""
+    people, things = _follow(facts)
+    if qa == 1:
+        return [(f"Where is {who}?", trail[-1]) for who, trail in sorted(people.items())]
+    if qa == 2:
+        return [(f"Where is the {thing}?", trail[-1]) for thing, trail in sorted(things.items())]
+    return [
+        (f"Where was the {thing} before the {room}?", trail[i - 1])
+        for thing, trail in sorted(things.items())
+        for i, room in enumerate(trail)
+        if i and room not in trail[i + 1 :]  # the last time it was there
+    ]
 
 
 def is_right(said: str, asked: LongQuestion | Question) -> bool:
@@ -257,7 +262,7 @@ class BabiTask(Task):
             story, _, question = bytes(tokens).decode().rpartition("\n")
             question = question[: question.index("?") + 1]
             facts = tuple(match[0] for match in re.finditer(FACT.pattern.replace(".*", "(?: there)?"), story))
-            answer = f" {solve(self.qa, facts, question)}.".encode()
+            answer = f" {solve(facts, question)}.".encode()
             row[len(row) - len(answer) :] = torch.tensor(list(answer))
         return said
 
