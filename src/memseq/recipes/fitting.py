@@ -21,6 +21,9 @@ from memseq.training.optim import AdamWConfig, clip_gradients
 
 __all__ = ["Table", "as_wide", "fit", "fit_within", "weights", "weights_of"]
 
+Row = dict[str, Any]
+Claims = Callable[[list[Row]], dict[str, Any]]  # by name: what was to be reached, and what was
+
 
 def weights(model: nn.Module) -> int:
     """The numbers a model learns."""
@@ -72,14 +75,15 @@ class Table:
     """Rows as they are measured: shown at once, and in the file after each, so that a run that is cut keeps what it has.
 
     Rows that a file already holds stay, unless a row of the same part, name and seed replaces them: parts can be run one by one.
+    What `claims` makes of all rows stands beside them.
     """
 
-    def __init__(self, command: str, path: str | None, **facts: Any) -> None:
+    def __init__(self, command: str, path: str | None, *, claims: Claims | None = None, **facts: Any) -> None:
         self.path = None if path is None else Path(path)
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Row] = []
         if self.path is not None and self.path.is_file():
             self.rows = json.loads(self.path.read_text())["rows"]
-        self.facts = {"machine": describe(), "command": command, **facts}
+        self.facts, self.claims = {"machine": describe(), "command": command, **facts}, claims
 
     def add(self, **row: Any) -> None:
         sys.stdout.write(json.dumps(row) + "\n")
@@ -87,7 +91,8 @@ class Table:
         self.rows = [old for old in self.rows if _key(old) != _key(row)] + [row]
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.facts | {"rows": self.rows}, indent=1) + "\n")
+            claimed = {} if self.claims is None else {"claims": self.claims(self.rows)}
+            self.path.write_text(json.dumps(self.facts | {"rows": self.rows} | claimed, indent=1) + "\n")
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", help="write the rows to this file, each as it is measured; what it holds is not repeated")
     given = parser.parse_args(arguments)
     keep_freed_memory()
-    facts = {"chance": 1 / N_VALUES, "loads": LOADS, "distances": DISTANCES, "trained": STAGES[-1][1:], "weights": WEIGHTS}
+    facts: dict[str, Any] = {"chance": 1 / N_VALUES, "loads": LOADS, "distances": DISTANCES, "trained": STAGES[-1][1:], "weights": WEIGHTS}
     table = Table("python -m memseq.recipes.recall_table", given.json, **facts)
     done = {(row["name"], row["part"], row["seed"]) for row in table.rows}
     for rate in given.rate or RATES:

@@ -189,15 +189,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", help="write the rows to this file, each as it is measured; what it holds is not repeated")
     given = parser.parse_args(arguments)
     keep_freed_memory()
-    table = Table("python -m memseq.recipes.repeated", given.json, share=SHARE, row_bytes=LENGTH)
+    table = Table("python -m memseq.recipes.repeated", given.json, claims=claims, share=SHARE, row_bytes=LENGTH)
     done, texts = {(row["name"], row["seed"]) for row in table.rows}, stdlib()
     budget = Budget(steps=given.steps, held_out=given.held_out)
     for seed in range(given.seeds):
         for name in [*map(str, given.epochs), WITHOUT]:
             if (name, seed) not in done:
-                row = run(name, texts, seed=seed, budget=budget)
-                table.facts["claims"] = claims([*table.rows, row])
-                table.add(**row)
+                table.add(**run(name, texts, seed=seed, budget=budget))
 
 
 if __name__ == "__main__":

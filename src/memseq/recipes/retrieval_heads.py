@@ -144,13 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", help="write the rows to this file, each as it is measured; what it holds is not repeated")
     given = parser.parse_args(arguments)
     keep_freed_memory()
-    table = Table("python -m memseq.recipes.retrieval_heads", given.json)
+    table = Table("python -m memseq.recipes.retrieval_heads", given.json, claims=claims)
     done = {row["seed"] for row in table.rows}
     for seed in range(given.seeds):
         if seed not in done:
-            row = run(seed=seed, steps=given.steps, trials=given.trials)
-            table.facts["claims"] = claims([*table.rows, row])
-            table.add(**row)
+            table.add(**run(seed=seed, steps=given.steps, trials=given.trials))
 
 
 if __name__ == "__main__":

@@ -18,11 +18,9 @@ Rows that the file holds already are kept and not run again, so that a long tabl
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +29,7 @@ from memseq.memories.segment_attention import SegmentAttentionConfig
 from memseq.models.armt import ARMTConfig
 from memseq.models.rmt import RMTConfig
 from memseq.models.stack import StackConfig
-from memseq.recipes.machine import describe
+from memseq.recipes.fitting import Table
 from memseq.state import state_bytes
 from memseq.tasks.recall import RecallTask
 from memseq.tasks.task import Batch
@@ -155,31 +153,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Recall over 64 times the trained length.")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each row (default 3)")
     parser.add_argument("--only", default=None, help="one row, by its name")
-    parser.add_argument("--json", type=Path, help="write the result to this file; rows that it holds are kept")
+    parser.add_argument("--json", help="write the result to this file; rows that it holds are kept")
     given = parser.parse_args(arguments)
-    rows = json.loads(given.json.read_text())["rows"] if given.json and given.json.is_file() else []
-    there = {(row["name"], row["seed"]) for row in rows}
+    table = Table("python -m memseq.recipes.rmt", given.json, claims=claims, chance=question(2).chance)
+    there = {(row["name"], row["seed"]) for row in table.rows}
     for what in contenders():
         for seed in range(given.seeds) if given.only in (None, what.name) else ():
-            if (what.name, seed) in there:
-                continue
-            rows.append(run(what, seed=seed))
-            print(json.dumps(rows[-1]), flush=True)  # noqa: T201 (rows appear as they are measured)
-            if given.json:
-                _write(given.json, rows)
-    print(json.dumps(claims(rows), indent=1))  # noqa: T201
-
-
-def _write(file: Path, rows: list[dict[str, Any]]) -> None:
-    """After every row: a run that is cut keeps what it has."""
-    result = {
-        "machine": describe(),
-        "command": "python -m memseq.recipes.rmt",
-        "chance": question(2).chance,
-        "rows": rows,
-        "claims": claims(rows),
-    }
-    file.write_text(json.dumps(result, indent=1) + "\n")
+            if (what.name, seed) not in there:
+                table.add(**run(what, seed=seed))
 
 
 if __name__ == "__main__":

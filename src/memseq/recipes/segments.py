@@ -20,10 +20,8 @@ at 1e-3 with a linear fall over the last third, batch 32, and the same processor
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +33,7 @@ from memseq.models.hmt import HMTConfig
 from memseq.models.lamemo import LaMemoConfig
 from memseq.models.stack import StackConfig
 from memseq.recipes import memformer_recall
-from memseq.recipes.machine import describe
+from memseq.recipes.fitting import Table
 from memseq.recipes.rmt import SLOTS, Contender, D, L, question, rmt, run, stack
 from memseq.state import state_bytes
 
@@ -78,19 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Memories of segments on one question, at equal width, depth and seconds.")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each row (default 1)")
     parser.add_argument("--only", default=None, help="one row, by its name")
-    parser.add_argument("--json", type=Path, help="write the result to this file; rows that it holds are kept")
+    parser.add_argument("--json", help="write the result to this file; rows that it holds are kept")
     given = parser.parse_args(arguments)
-    rows = json.loads(given.json.read_text())["rows"] if given.json and given.json.is_file() else []
-    there = {(row["name"], row["seed"]) for row in rows}
+    table = Table("python -m memseq.recipes.segments", given.json, chance=question(2).chance)
+    there = {(row["name"], row["seed"]) for row in table.rows}
     for seed in range(given.seeds):
         for what in contenders():
-            if (what.name, seed) in there or given.only not in (None, what.name):
-                continue
-            rows.append(run(what, seed=seed) | {"state_bytes": held(what.model)})
-            print(json.dumps(rows[-1]), flush=True)  # noqa: T201 (rows appear as they are measured)
-            if given.json:  # after every row: a run that is cut keeps what it has
-                result = {"machine": describe(), "command": "python -m memseq.recipes.segments", "chance": question(2).chance, "rows": rows}
-                given.json.write_text(json.dumps(result, indent=1) + "\n")
+            if (what.name, seed) not in there and given.only in (None, what.name):
+                table.add(**run(what, seed=seed) | {"state_bytes": held(what.model)})
 
 
 if __name__ == "__main__":

@@ -195,19 +195,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", help="write the rows to this file, each as it is measured; what it holds is not repeated")
     given = parser.parse_args(arguments)
     keep_freed_memory()
-    table = Table("python -m memseq.recipes.sort path/to/data", given.json)
+    table = Table("python -m memseq.recipes.sort path/to/data", given.json, claims=claims)
     done = {(row["name"], row["seed"]) for row in table.rows}
-
-    def keep(row: dict[str, Any]) -> None:
-        table.facts["claims"] = claims([*table.rows, row])
-        table.add(**row)
-
     if given.data is not None and ("stories260K", 0) not in done:
-        keep(pretrained(given.data, excerpts=given.excerpts))
+        table.add(**pretrained(given.data, excerpts=given.excerpts))
     for seed in range(given.seeds):
         for name in [*contenders(), LIKELIHOOD]:
             if (name, seed) not in done:
-                keep((likelihood if name == LIKELIHOOD else learned)(name, seconds=given.seconds, seed=seed))
+                table.add(**(likelihood if name == LIKELIHOOD else learned)(name, seconds=given.seconds, seed=seed))
 
 
 if __name__ == "__main__":

@@ -186,14 +186,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--json", help="write the rows to this file, each as it is measured; what it holds is not repeated")
     given = parser.parse_args(arguments)
-    table = Table("python -m memseq.recipes.titans", given.json, chance=RewrittenTask().chance)
+    table = Table("python -m memseq.recipes.titans", given.json, claims=claims, chance=RewrittenTask().chance)
     done = {(row["name"], row["seed"]) for row in table.rows}
     for seed in given.seeds:
         for what in contenders():
             if given.only in what.name and (what.name, seed) not in done:
-                row = run(what, seed=seed)
-                table.facts["claims"] = claims([*table.rows, row])
-                table.add(**row)
+                table.add(**run(what, seed=seed))
 
 
 if __name__ == "__main__":

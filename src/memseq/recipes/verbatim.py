@@ -149,14 +149,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", help="write the rows to this file, each as it is measured; what it holds is not repeated")
     given = parser.parse_args(arguments)
     keep_freed_memory()
-    table = Table("python -m memseq.recipes.verbatim", given.json)
+    table = Table("python -m memseq.recipes.verbatim", given.json, claims=claims)
     done = {(row["name"], row["seed"]) for row in table.rows}
     for seed in range(given.seeds):
         for name in contenders():
             if (name, seed) not in done and given.only in (None, name):
-                row = run(name, seed=seed, budget=Budget(seconds=given.seconds))
-                table.facts["claims"] = claims([*table.rows, row])
-                table.add(**row)
+                table.add(**run(name, seed=seed, budget=Budget(seconds=given.seconds)))
 
 
 if __name__ == "__main__":
