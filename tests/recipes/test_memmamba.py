@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from memseq.recipes import memmamba
+from memseq.recipes.capacity import passkey
 from memseq.recipes.fitting import weights_of
 from memseq.recipes.memmamba import contenders, fidelity, main, noting, plain
-from memseq.recipes.stuffed_mamba import passkey
 from memseq.state import state_bytes
 
 

@@ -8,7 +8,7 @@ import torch
 
 from memseq.memories.stuffed_mamba import Scaled, Windowed
 from memseq.recipes import stuffed_mamba
-from memseq.recipes.stuffed_mamba import CapacityRun, ForgetRun, config_of, law, longest, main, read_on, repaired, retention, stream, train
+from memseq.recipes.stuffed_mamba import ForgetRun, config_of, forget_runs, main, read_on, repaired, retention, size_runs, stream, train
 
 SHORT = ForgetRun(steps=(1, 1, 2), read=128, streams=2, mend=True)
 
@@ -45,26 +45,19 @@ def test_slow_gates_retain_and_retention_is_the_product_of_gates(model):
     assert min(min(layer) for layer in retention(model, 64)) > 0.8
 
 
-def test_the_law_is_found_again():
-    rows = [{"part": "capacity", "state_size": n, "longest": round(2 ** (3 + 0.25 * n))} for n in (4, 8, 16, 32)]
-    found = law(rows)["exponential"]
-    assert (found["a"], found["b"]) == pytest.approx((3, 0.25), abs=1e-3)
-    assert law(rows)["power"]["rms_in_doublings"] > 10 * found["rms_in_doublings"]
-    assert law([row | {"longest": 0} for row in rows]) == {}
-    assert longest({"2": 1.0, "4": 0.96, "8": 0.9, "16": 1.0}) == 48
-    assert longest({"2": 0.5}) == 0
-
-
 def test_a_short_run_is_complete_and_resumes(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(stuffed_mamba, "REPAIRS", {"window": Windowed(window=32)})
     monkeypatch.setattr(stuffed_mamba, "forget_runs", lambda: [SHORT, replace(SHORT, carried=True, mend=False)])
-    monkeypatch.setattr(stuffed_mamba, "capacity_runs", lambda: [CapacityRun(state_size=4, steps=2, asked=4)])
+    monkeypatch.setattr(stuffed_mamba, "size_runs", lambda: [replace(SHORT, state_size=4, mend=False)])
     path = tmp_path / "rows.json"
-    for part in ("forget", "capacity", "forget"):
+    for part in ("forget", "sizes", "forget"):
         main(["--part", part, "--seeds", "1", "--json", str(path)])
     rows = json.loads(path.read_text())["rows"]
-    assert [row["part"] for row in rows] == ["forget", "repairs", "forget", "capacity"]
+    assert [row["part"] for row in rows] == ["forget", "repairs", "forget", "forget"]
     assert rows[1]["of"] == rows[0]["name"]
     assert "carried" in rows[2]["name"]
     assert capsys.readouterr().out.count("\n") == 4
-    assert {what.name for what in stuffed_mamba.size_runs()}.isdisjoint({SHORT.name})
+
+
+def test_sizes_are_rows_of_their_own():
+    assert {what.name for what in size_runs()}.isdisjoint({what.name for what in forget_runs()})

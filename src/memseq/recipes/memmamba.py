@@ -4,7 +4,7 @@ Source: MemMamba (Wang et al., arXiv:2510.03279), whose baselines have fewer wei
 
     python -m memseq.recipes.memmamba --json results.json
 
-The task is the pass key in miniature of `recipes/stuffed_mamba.py`: four symbols of sixteen, noise of sixteen others, questions at the end;
+The task is the pass key in miniature of `recipes/capacity.py`: four symbols of sixteen, noise of sixteen others, questions at the end;
 trained on 24 to 96 tokens, asked up to 3,072. Two layers of width 64, four heads of 32, batch 16, the same batches. Rows:
 
     memmamba             8 notes of 16 numbers a layer, N = 8; the second layer also reads the first one's pool
@@ -32,8 +32,8 @@ from memseq.memories.mamba2 import Mamba2Config
 from memseq.models.mamba2 import Mamba2LMConfig
 from memseq.models.memmamba import MemMambaConfig
 from memseq.probes.fidelity import cross_layer, listened
+from memseq.recipes.capacity import LENGTHS, answers, longest, passkey, teach
 from memseq.recipes.fitting import Table, weights, weights_of
-from memseq.recipes.stuffed_mamba import LENGTHS, answers, longest, passkey, teach
 from memseq.state import state_bytes
 from memseq.tasks.task import IGNORE
 

@@ -1,4 +1,4 @@
-"""State collapse: a large state that was trained on short streams never learned to forget; what repairs it, and what it can hold.
+"""State collapse: a large state that was trained on short streams never learned to forget, and what repairs it.
 
 Source: Stuffed Mamba (Chen et al., arXiv:2410.07145).
 
@@ -8,8 +8,8 @@ Source: Stuffed Mamba (Chen et al., arXiv:2410.07145).
                each head retains of the first token at the trained length; the three repairs without training around the same
                weights; and training that is a repair, on longer streams or with the state carried from step to step
     sizes      the same for other state sizes N and trained lengths: which length teaches which size to forget
-    capacity   four symbols of sixteen, then noise of other symbols (`tasks/recall.py`, a pass key in miniature): the longest stream
-               after which 95 % are right, by state size
+
+What a state of a size can hold is asked by `recipes/capacity.py`.
 
 Streams of `forget` are `tasks/horizon.py`: trained with questions up to 64 tokens back, asked up to 32 back, so that questions at places 33
 to 64 and at place 4,000 are alike. Two blocks of width 64, heads of 32: 100 steps of 16 streams of 16 tokens, 100 of 32 tokens, then 200
@@ -19,7 +19,6 @@ of these lengths and what forgetting there is was learned. Both are rows. Second
 """
 
 import argparse
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -32,21 +31,16 @@ from torch.nn.functional import cross_entropy
 from memseq.memories.mamba2 import Mamba2Config
 from memseq.memories.stuffed_mamba import Limited, Scaled, StuffedMambaConfig, Windowed
 from memseq.models.stack import StackConfig
+from memseq.recipes.capacity import slowed
 from memseq.recipes.fitting import Table, fit, weights
 from memseq.state import detach, state_bytes
 from memseq.tasks.horizon import HorizonRecallTask
-from memseq.tasks.recall import RecallTask
 from memseq.tasks.task import IGNORE
 
 __all__ = [
-    "CapacityRun",
     "ForgetRun",
-    "capacity",
-    "capacity_runs",
     "forget",
     "forget_runs",
-    "law",
-    "longest",
     "main",
     "repaired",
     "size_runs",
@@ -66,7 +60,6 @@ REPAIRS: dict[str, Any] = {
     "window 32 to 64": Windowed(window=32),
     "window 64 to 128": Windowed(window=64),
 }
-LENGTHS = tuple(2**n for n in range(1, 9))  # segments of 12 tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,21 +82,6 @@ class ForgetRun:
         return f"N={self.state_size}, {self.length} tokens, {gates}{', state carried' if self.carried else ''}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class CapacityRun:
-    """One training on the pass key in miniature, on streams of 24 to 96 tokens."""
-
-    state_size: int
-    steps: int = 400
-    lr: float = 1e-2
-    batch_size: int = 16
-    asked: int = 64
-
-    @property
-    def name(self) -> str:
-        return f"N={self.state_size}"
-
-
 def forget_runs() -> list[ForgetRun]:
     """What collapses; what trains it not to; a smaller state; the usual gates."""
     return [
@@ -122,10 +100,6 @@ def size_runs() -> list[ForgetRun]:
     return [what for what in runs if what.name not in there]
 
 
-def capacity_runs() -> list[CapacityRun]:
-    return [CapacityRun(state_size=n) for n in (4, 8, 16, 32, 64)]
-
-
 def stream(n_tokens: int, horizon: int) -> HorizonRecallTask:
     return HorizonRecallTask(n_tokens=n_tokens, horizon=horizon, n_keys=128, n_values=16)
 
@@ -138,10 +112,7 @@ def config_of(state_size: int, vocab_size: int) -> StackConfig:
 def train(what: ForgetRun, seed: int) -> tuple[Any, float]:
     """(the model, processor seconds)."""
     torch.manual_seed(seed)
-    model: Any = config_of(what.state_size, stream(4, 2).vocab_size).build()
-    with torch.no_grad():
-        for block in model.blocks:
-            block.memories[0].gate.A_log.sub_(what.slow)
+    model: Any = slowed(config_of(what.state_size, stream(4, 2).vocab_size).build(), what.slow)
     first, second, last = what.steps
     lengths = [16] * first + [32] * second + [what.length] * last
     B = TOKENS // what.length
@@ -256,94 +227,18 @@ def repaired(model: Any, repair: Any, length: int) -> Any:
     return other
 
 
-def passkey(n_segments: int) -> RecallTask:
-    """Four of sixteen symbols, then noise of sixteen others."""
-    return RecallTask(n_segments=n_segments, segment_length=12, n_shown=4)
-
-
-def teach(model: Any, *, steps: int, lr: float, batch_size: int, seed: int) -> float:
-    """Train on the pass key in miniature over two segments, then two and four, then two to eight; processor seconds."""
-
-    def loss(step: int) -> Tensor:
-        most = 1 + min(2, 3 * (step - 1) // steps)
-        n_segments = 2 ** (1 + int(torch.randint(most, (), generator=torch.Generator().manual_seed(step))))
-        batch = passkey(n_segments).sample(batch_size, seed=step + 10**6 * seed)
-        total, count, _ = model.loss(batch.inputs, batch.labels, model.init_state(batch_size))
-        return total / count
-
-    return fit(model, loss, steps=steps, lr=lr)
-
-
-@torch.no_grad()
-def answers(model: Any, lengths: Sequence[int], *, asked: int) -> dict[str, float]:
-    """Accuracy by segments of the stream, the questions in the last; up to the first length of which less than half is known."""
-    found = {}
-    for n_segments in lengths:
-        batch, state = passkey(n_segments).sample(asked, seed=n_segments, split="test"), model.init_state(asked)
-        *before, last = batch.segments(12 * min(n_segments, 32))
-        for piece in before:
-            state = model.advance(piece.tokens, state)
-        right = (model(last.tokens, state)[0].argmax(-1) == last.targets).sum() / (last.targets != -100).sum()
-        found[str(n_segments)] = round(float(right), 4)
-        if right < 0.5:
-            break
-    return found
-
-
-def longest(accuracy: dict[str, float], at_least: float = 0.95) -> int:
-    """Tokens of the longest stream up to which every length that was asked is answered; 0 for none."""
-    held = 0
-    for n_segments, reached in sorted((int(n), a) for n, a in accuracy.items()):
-        if reached < at_least:
-            break
-        held = 12 * n_segments
-    return held
-
-
-def capacity(what: CapacityRun, seed: int) -> list[dict[str, Any]]:
-    """Train and ask."""
-    torch.manual_seed(seed)
-    model = config_of(what.state_size, passkey(2).vocab_size).build()
-    seconds = teach(model, steps=what.steps, lr=what.lr, batch_size=what.batch_size, seed=seed)
-    accuracy = answers(model, LENGTHS, asked=what.asked)
-    facts = {"part": "capacity", "name": what.name, "seed": seed, "state_size": what.state_size}
-    size = {"cpu_seconds": round(seconds, 1), "parameters": weights(model), "state_bytes": state_bytes(model.init_state(1))}
-    return [{**facts, **size, "longest": longest(accuracy), "accuracy": accuracy}]
-
-
-def law(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Least squares of log2(longest) on N and on log2 N over all rows that hold anything: T = 2^(a + b N), and T = 2^a N^b."""
-    points = [(row["state_size"], row["longest"]) for row in rows if row["part"] == "capacity" and row["longest"]]
-    if len({n for n, _ in points}) < 2:
-        return {}
-    y = torch.tensor([math.log2(held) for _, held in points], dtype=torch.float64)
-    fits = {}
-    for name, of in (("exponential", float), ("power", math.log2)):
-        x = torch.tensor([[1.0, of(n)] for n, _ in points], dtype=torch.float64)
-        found = torch.linalg.lstsq(x, y[:, None]).solution[:, 0]
-        error = float((y - x @ found).square().mean().sqrt())
-        fits[name] = {"a": round(float(found[0]), 3), "b": round(float(found[1]), 3), "rms_in_doublings": round(error, 3)}
-    return fits
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="State collapse, its repairs, and what a state of a size can hold.")
-    parser.add_argument("--part", choices=("forget", "sizes", "capacity"), required=True)
+    parser = argparse.ArgumentParser(description="State collapse, and its repairs.")
+    parser.add_argument("--part", choices=("forget", "sizes"), required=True)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each row (default 3)")
     parser.add_argument("--json", help="write the result to this file, after every row; rows that it holds are not trained again")
     given = parser.parse_args(arguments)
     table = Table("python -m memseq.recipes.stuffed_mamba", given.json)
-    runs: dict[str, tuple[Any, Any]] = {
-        "forget": (forget_runs, forget),
-        "sizes": (size_runs, forget),
-        "capacity": (capacity_runs, capacity),
-    }
-    contenders, run = runs[given.part]
+    done = {(row["name"], row["seed"]) for row in table.rows}
     for seed in range(given.seeds):
-        for what in contenders():
-            if not any(row["name"] == what.name and row["seed"] == seed for row in table.rows):
-                for row in run(what, seed):
-                    table.facts["law"] = law([*table.rows, row])
+        for what in forget_runs() if given.part == "forget" else size_runs():
+            if (what.name, seed) not in done:
+                for row in forget(what, seed):
                     table.add(**row)
 
 
