@@ -23,10 +23,14 @@ from memseq.tasks import babi
 
 __all__ = ["Inquiry", "chained", "made_meeting", "made_studies", "parse_pubmedqa", "parse_qmsum", "read_pubmedqa", "read_qmsum"]
 
+# fmt: off
 TOWNS = (
-    "ashford barton carlow denby elstow fenton gosport harwich ilkley jarrow kendal ludlow matlock newark oakham penrith"
-    " redcar selby thirsk ulverston ventnor wetherby yarm ambleside bakewell corbridge dunster evesham frome grasmere hexham ivybridge"
-).split()
+    "Ashford", "Barton", "Carlow", "Denby", "Elstow", "Fenton", "Gosport", "Harwich",
+    "Ilkley", "Jarrow", "Kendal", "Ludlow", "Matlock", "Newark", "Oakham", "Penrith",
+    "Redcar", "Selby", "Thirsk", "Ulverston", "Ventnor", "Wetherby", "Yarm", "Ambleside",
+    "Bakewell", "Corbridge", "Dunster", "Evesham", "Frome", "Grasmere", "Hexham", "Ivybridge",
+)
+# fmt: on
 SPEAKERS = ("Professor", "Manager", "Designer", "Engineer", "Student", "Secretary")
 THINGS = ("football", "apple", "milk", "lamp", "letter", "key")
 SAID = ("is in", "was lost in", "was found in", "was left in")
@@ -71,7 +75,7 @@ def parse_qmsum(meeting: dict[str, Any]) -> list[Inquiry]:
     return found
 
 
-def _parsed(file: str | Path, parse: Callable[[str], list[Inquiry]], format: str) -> list[Inquiry]:
+def _parsed(file: str | Path, parse: Callable[[str], list[Inquiry]], layout: str) -> list[Inquiry]:
     path = Path(file)
     try:
         text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
@@ -79,9 +83,9 @@ def _parsed(file: str | Path, parse: Callable[[str], list[Inquiry]], format: str
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not in the format of {format}; {type(error).__name__}: {error}") from None
+        raise InputError(f"{path} is not in the format of {layout}; {type(error).__name__}: {error}") from None
     if not found:
-        raise InputError(f"{path} holds no question; give a file in the format of {format}")
+        raise InputError(f"{path} holds no question; give a file in the format of {layout}")
     return found
 
 
@@ -112,9 +116,9 @@ def made_studies(stories: Sequence[babi.Question], chance: random.Random) -> dic
     towns = chance.sample(TOWNS, len(stories))
     made = {}
     for number, (town, story) in enumerate(zip(towns, stories, strict=True)):
-        told = " ".join((f"In {town.capitalize()}.", *story.facts))
+        told = " ".join((f"In {town}.", *story.facts))
         deciding = story.facts[story.support[-1]] if story.support else story.facts[-1]
-        question = f"In {town.capitalize()}. {story.question}"
+        question = f"In {town}. {story.question}"
         made[str(number)] = {"QUESTION": question, "CONTEXTS": [told], "final_decision": story.answer, "LONG_ANSWER": deciding}
     return made
 
