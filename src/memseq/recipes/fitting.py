@@ -37,7 +37,10 @@ def weights_of(config: Any) -> int:
 
 
 def as_wide(config: Any, n_weights: int) -> Any:
-    """`config` with its feedforward as wide as gives it `n_weights` weights."""
+    """`config` with its feedforward, or that of its backbone, as wide as gives it `n_weights` weights."""
+    if hasattr(config, "backbone"):
+        rest = weights_of(config) - weights_of(config.backbone)
+        return replace(config, backbone=as_wide(config.backbone, n_weights - rest))
     at_four, at_eight = (weights_of(replace(config, ff_mult=float(n))) for n in (4, 8))
     return replace(config, ff_mult=4 + 4 * (n_weights - at_four) / (at_eight - at_four))
 

@@ -67,9 +67,9 @@ def question(n_segments: int = 4) -> RecallTask:
 
 
 def memformer(**slots: Any) -> MemformerLMConfig:
-    """Two blocks of segment attention that share eight slots."""
+    """Two blocks of segment attention that share slots: eight, where nothing else is said."""
     attention = SegmentAttentionConfig(d_model=D, n_heads=4, segment_length=L)
-    config = SlotsConfig(d_model=D, n_heads=4, n_slots=SLOTS, segment_length=L, **slots)
+    config = SlotsConfig(d_model=D, n_heads=4, segment_length=L, **{"n_slots": SLOTS} | slots)
     return MemformerLMConfig(vocab_size=question().vocab_size, d_model=D, layers=2 * (attention,), slots=config)
 
 

@@ -92,11 +92,8 @@ def config_of(name: str) -> Any:
 
 def _sized(config: Any) -> Any:
     """`config` with the feedforward, or what it has in its place, that makes the weights equal."""
-    if hasattr(config, "ff_mult"):
+    if hasattr(config, "ff_mult") or hasattr(config, "backbone"):
         return as_wide(config, WEIGHTS)
-    if hasattr(config, "backbone"):
-        rest = weights_of(config) - weights_of(config.backbone)
-        return replace(config, backbone=as_wide(config.backbone, WEIGHTS - rest))
     if hasattr(config, "n_notes"):  # two layers of Mamba-2, whose notes are as large as two layers more
         config = replace(config, n_layers=SHAPE["n_layers"], below_every=SHAPE["n_layers"])
     sizes = range(8, 512)
