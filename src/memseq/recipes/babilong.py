@@ -6,15 +6,18 @@ Sources: BABILong (Kuratov et al., arXiv:2406.10149), after bAbI (Weston et al.,
     python -m memseq.recipes.babilong path/to/data --json results.json
 
 Tokens are words: those of bAbI, and the most frequent of the novels. Training stories are simulated (`tasks/babi.py`) and hidden in
-training novels; while training, everything is asked at the end and something on the way. What is scored are the official test
-questions, one a text, hidden in novels of the test split, each fact at a place drawn without regard to the others. A text has so many
-segments of 32 words; the curriculum goes up to 4 of them, by memory replay through all. One backbone for all, of width 32: a convolution
-over six words, which ties a room to its person (two blocks of attention alone had not found that out after 700 steps), and two blocks of
-attention within the segment. 8 vectors.
+training novels; while training, everything is asked at the end and something on the way, of the task and of those before it. What is
+scored are the official test questions of the task, one a text, hidden in novels of the test split, each fact at a place drawn without
+regard to the others. A text has so many segments of 32 words; the curriculum goes up to 4 of them (8 for the third task, whose stories
+are longer), by memory replay through all. One backbone for all: a convolution over six words, which ties a room to its person (two blocks
+of attention alone had not found that out after 700 steps), and blocks of attention within the segment: two of width 32 for the first
+task, three of width 64 for the others.
 
-    rmt, noise      noise on what passes a border while training (`recipes/rmt.py`)
-    armt            a matrix a layer
-    no memory       the same blocks, segment by segment: it answers where the last segment tells, and else the likeliest room
+    rmt, noise          8 vectors, noise on what passes a border while training (`recipes/rmt.py`)
+    armt                a matrix a layer, written by 8 vectors
+    titans              one block of attention; the others are Titans' memory, a matrix a head
+    gated_deltanet      the same with Gated DeltaNet
+    no memory           the same blocks, segment by segment: it answers where the last segment tells, and else the likeliest room
 
 The folder holds `babi/en` and `books`. Rows that the file holds already are kept.
 """
@@ -49,12 +52,11 @@ from memseq.training.curriculum import Curriculum
 
 __all__ = ["Background", "StoryTask", "contenders", "main", "novels", "words_of"]
 
-D, HEADS, L, SLOTS = 32, 2, 32, 8
+L, HEADS, SLOTS = 32, 2, 8
+WIDTH, BLOCKS = {1: 32, 2: 64, 3: 64}, {1: 2, 2: 3, 3: 3}  # by task: who carries what takes one step more than who is where
 VOCABULARY = 384
 FREQUENT = 400_000  # characters of novels that a background is made of
-WINDOWS = {
-    qa: Curriculum(stages=stages, least=stages[0], steps=None, mastered=0.95) for qa, stages in {1: (1, 2, 4), 2: (2, 4), 3: (4, 8)}.items()
-}
+STAGES = {1: (1, 2, 4), 2: (2, 4), 3: (4, 8)}  # segments that hold a story of the task
 ASKED = (1, 2, 4, 8, 16, 32)  # segments
 FACT_WORDS = 10  # of a segment's words, so that a training story leaves room for questions
 KIND = 3  # questions of a task at the end of a training story
@@ -207,17 +209,18 @@ class StoryTask(Task):
 
 def contenders(qa: int, seconds: float) -> list[Contender]:
     """Every row of the table."""
+    D, blocks, convolution = WIDTH[qa], BLOCKS[qa], BaseConvConfig(d_model=WIDTH[qa], width=6)
 
     def stack(inputs: int) -> StackConfig:
         attention = SegmentAttentionConfig(d_model=D, n_heads=HEADS, segment_length=inputs)
-        return StackConfig(vocab_size=VOCABULARY, d_model=D, layers=(BaseConvConfig(d_model=D, width=6), attention, attention))
+        return StackConfig(vocab_size=VOCABULARY, d_model=D, layers=(convolution, *blocks * (attention,)))
 
     def rmt(n_slots: int, **fields: Any) -> RMTConfig:
         return RMTConfig(backbone=stack(L + 2 * n_slots), n_slots=n_slots, segment_length=L, mask="causal", **fields)
 
     def stream(memory: Any) -> StackConfig:
         attention = SegmentAttentionConfig(d_model=D, n_heads=HEADS, segment_length=L)
-        return StackConfig(vocab_size=VOCABULARY, d_model=D, layers=(BaseConvConfig(d_model=D, width=6), attention, memory))
+        return StackConfig(vocab_size=VOCABULARY, d_model=D, layers=(convolution, attention, *(blocks - 1) * (memory,)))
 
     models = {
         "rmt, noise 0.5": rmt(SLOTS, noise=0.5),
@@ -226,7 +229,9 @@ def contenders(qa: int, seconds: float) -> list[Contender]:
         "gated_deltanet": stream(GatedDeltaNetConfig(d_model=D, n_heads=HEADS)),
         "no memory": rmt(0),
     }
-    return [Contender(name=name, model=model, seconds=seconds, curriculum=WINDOWS[qa], lr=5e-3, times=()) for name, model in models.items()]
+    lr = 5e-3 if qa == 1 else 3e-3
+    windows = Curriculum(stages=STAGES[qa], least=STAGES[qa][0], steps=1000 if qa > 1 else None, mastered=0.95)
+    return [Contender(name=name, model=model, seconds=seconds, curriculum=windows, lr=lr, times=()) for name, model in models.items()]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
