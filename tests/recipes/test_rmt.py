@@ -30,8 +30,8 @@ def test_every_row_of_recall_trains_and_is_asked(tmp_path, monkeypatch):
 
 def test_the_claim_of_recall_is_of_the_worst_seed():
     rows = [{"name": "rmt, noise 1", "seed": i, "accuracy": {"256": share}} for i, share in enumerate((0.99, 0.96, 0.94))]
-    assert rmt.claims(rows)["256 segments"] == {"target": 0.95, "reached": 0.94, "seeds": 3, "ok": False}
-    assert rmt.claims(rows[:2])["256 segments"]["ok"]
+    assert rmt.claims(rows)["rmt, noise 1, 256 segments"] == {"target": 0.95, "reached": 0.94, "seeds": 3, "ok": False}
+    assert rmt.claims(rows[:2])["rmt, noise 1, 256 segments"]["ok"]
 
 
 def test_the_questions_of_training_are_not_those_that_are_scored():

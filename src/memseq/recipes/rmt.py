@@ -9,7 +9,8 @@ One backbone for all: two blocks of width 64 with attention inside a segment of 
 with a linear fall over the last third, batch 32; a curriculum on the number of segments, half of the windows of full length. A row
 ends by processor time.
 
-    rmt, noise      noise on what passes a border while training: the network learns to clean up what it carries
+    rmt, noise      noise on what passes a border while training: the network learns to clean up what it carries; "normed" reads
+                    memory vectors of one length (`feed`)
     rmt             as published
     armt            a matrix a layer, of more bytes
     no memory       the same backbone, segment by segment: chance
@@ -43,7 +44,7 @@ __all__ = ["Contender", "accuracy", "claims", "contenders", "main", "question", 
 
 D, L, SLOTS = 64, 12, 8
 UP_TO_FOUR = Curriculum(stages=(2, 3, 4), least=2, steps=None, mastered=0.98)
-TARGET = {"64 times the trained length": 0.95}
+TARGET = 0.95  # at 64 times the trained length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,7 @@ def contenders() -> list[Contender]:
     armt = ARMTConfig(backbone=stack(L + SLOTS), n_slots=SLOTS, segment_length=L, key_size=8)
     return [
         Contender(name="rmt, noise 1", model=rmt(noise=1.0)),
+        Contender(name="rmt, noise 1, normed", model=rmt(noise=1.0, feed="normed")),
         Contender(name="rmt", model=rmt(), seconds=60.0),
         Contender(name="armt", model=armt, seconds=60.0),
         Contender(name="no memory", model=rmt(0), seconds=15.0),
@@ -141,12 +143,13 @@ def accuracy(model: Any, batch: Batch, length: int) -> float:
 
 
 def claims(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What was to be reached, and what the worst seed reached."""
-    most = str(64 * UP_TO_FOUR.stages[-1])
-    reached = [row["accuracy"][most] for row in rows if row["name"] == "rmt, noise 1" and most in row["accuracy"]]
-    value = min(reached, default=0.0)
-    target = TARGET["64 times the trained length"]
-    return {f"{most} segments": {"target": target, "reached": value, "seeds": len(reached), "ok": value >= target}}
+    """What was to be reached by the rows with noise, and what the worst seed of each reached."""
+    most, found = str(64 * UP_TO_FOUR.stages[-1]), {}
+    for name in dict.fromkeys(row["name"] for row in rows if "noise" in row["name"]):
+        reached = [row["accuracy"][most] for row in rows if row["name"] == name and most in row["accuracy"]]
+        value = min(reached, default=0.0)
+        found[f"{name}, {most} segments"] = {"target": TARGET, "reached": value, "seeds": len(reached), "ok": value >= TARGET}
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
