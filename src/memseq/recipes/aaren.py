@@ -3,14 +3,13 @@
 Source: Attention as an RNN (Feng et al., arXiv:2405.13956). Every model here is two or three blocks around `aaren` or `attention`, equal in
 width, depth and feedforward: an Aaren has one vector a layer more.
 
-    python -m memseq.recipes.aaren --vowels data/japanesevowels --ett data/ett --json results.json
+    python -m memseq.recipes.aaren --vowels data/japanesevowels --json results.json
 
     stream      a stream token by token: processor seconds so far and bytes held, beside a Transformer with its keys and values kept
     vowels      who speaks: Japanese Vowels, 270 utterances to learn from
-    ett         the next 96 of each of seven series, from the last 96; beside the last value, and a linear map fitted exactly
     pairs       the limit: which value went with this key (MQAR). A query that is the same for all tokens cannot ask for one of them
 
-Errors of forecasts are mean squares of series normalised by the training months, as Informer and its successors give them.
+Its forecasts of series are rows of `recipes/forecasting.py`.
 """
 
 import argparse
@@ -26,37 +25,16 @@ from torch.nn import functional as F
 from memseq.memories.aaren import AarenConfig
 from memseq.memories.attention import AttentionConfig
 from memseq.memories.base_conv import BaseConvConfig
-from memseq.models.stack import Block, StackConfig
+from memseq.models.stack import StackConfig
 from memseq.recipes.fitting import Table, fit, weights
+from memseq.recipes.forecasting import SeriesReader
 from memseq.state import state_bytes
 from memseq.tasks.mqar import MQARTask
-from memseq.tasks.series import Forecasts, LabelledSeries, etth1, japanese_vowels
+from memseq.tasks.series import LabelledSeries, japanese_vowels
 
-__all__ = ["SeriesReader", "forecast", "main", "pairs", "stream", "vowels"]
+__all__ = ["main", "pairs", "stream", "vowels"]
 
 MEMORIES = {"aaren": AarenConfig, "attention": AttentionConfig}
-CONTEXT = HORIZON = 96
-PATCH = 8  # hours a token
-
-
-class SeriesReader(nn.Module):
-    """A causal reader of numbers: a projection and a learned position a step, blocks around one kind of memory, and a linear head."""
-
-    def __init__(self, memory: Any, *, channels: int, outputs: int, context: int, n_layers: int = 2, dropout: float = 0.0) -> None:
-        super().__init__()
-        around = StackConfig(vocab_size=2, d_model=memory.d_model, layers=(memory,), ff_mult=2.0, dropout=dropout)
-        self.input = nn.Linear(channels, memory.d_model)
-        self.position = nn.Parameter(0.02 * torch.randn(context, memory.d_model))
-        self.blocks = nn.ModuleList(Block(around, memory) for _ in range(n_layers))
-        self.norm = nn.LayerNorm(memory.d_model)
-        self.head = nn.Linear(memory.d_model, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, channels] to [B, T, outputs], from a new stream."""
-        h = self.input(x) + self.position[: x.shape[1]]
-        for block in self.blocks:
-            h = block.think(block.remember(h, block.init_state(len(x)))[0])
-        return self.head(self.norm(h))
 
 
 def language_model(name: str, *, d_model: int = 64, n_layers: int = 2) -> nn.Module:
@@ -110,49 +88,6 @@ def vowels(name: str, train: LabelledSeries, test: LabelledSeries, *, steps: int
     return {"accuracy": round(accuracy, 4), "parameters": weights(model), "steps": steps, "cpu_seconds": round(seconds, 1)}
 
 
-def forecast(name: str, data: Forecasts, *, steps: int = 2000, d_model: int = 32, batch_size: int = 8, seed: int = 0) -> dict[str, Any]:
-    """Each channel is a series of its own, read in patches of 8 hours as differences from its first value; after every patch the reader
-    says the next 96 values, as differences from the present one. All of it is known as the stream goes."""
-    torch.manual_seed(seed)
-    model = SeriesReader(MEMORIES[name](d_model=d_model, n_heads=4), channels=PATCH, outputs=HORIZON, context=CONTEXT // PATCH)
-    windows = Forecasts.windows(data.train, CONTEXT + HORIZON)
-
-    def read(seen: Tensor) -> Tensor:
-        """[n, 96] to [n, patches, 96]."""
-        return seen[:, PATCH - 1 :: PATCH, None] + model((seen - seen[:, :1]).unflatten(1, (-1, PATCH)))
-
-    def loss(_: int) -> Tensor:
-        rows = windows[torch.randint(len(windows), (batch_size,))].mT.flatten(0, 1)
-        coming = rows[:, PATCH:].unfold(1, HORIZON, PATCH)
-        return F.mse_loss(read(rows[:, :CONTEXT]), coming)
-
-    seconds = fit(model, loss, steps=steps, lr=2e-3)
-    with torch.no_grad():
-        errors = {part: errors_of(lambda seen: read(seen)[:, -1], getattr(data, part)) for part in ("valid", "test")}
-    return {"mse": errors, "parameters": weights(model), "steps": steps, "cpu_seconds": round(seconds, 1)}
-
-
-def errors_of(answer: Any, part: Tensor, *, every: int = 1) -> float:
-    """The mean square over all windows of a part and all channels; `answer` takes contexts [n, 96] to [n, 96]."""
-    total, count = 0.0, 0
-    for windows in Forecasts.windows(part, CONTEXT + HORIZON, every=every).split(64):
-        rows = windows.mT.flatten(0, 1)
-        total += float((answer(rows[:, :CONTEXT]) - rows[:, CONTEXT:]).square().sum())
-        count += rows[:, CONTEXT:].numel()
-    return round(total / count, 4)
-
-
-def without_learning(data: Forecasts) -> dict[str, dict[str, float]]:
-    """The last value again; and the linear map of the last 96 differences from it, by least squares over all training windows."""
-    rows = Forecasts.windows(data.train, CONTEXT + HORIZON).mT.flatten(0, 1).double()
-    last = rows[:, CONTEXT - 1 : CONTEXT]
-    seen, coming = rows[:, :CONTEXT] - last, rows[:, CONTEXT:] - last
-    ridge = 1e-3 * len(rows) * torch.eye(CONTEXT, dtype=torch.float64)
-    W = torch.linalg.solve(seen.T @ seen + ridge, seen.T @ coming).float()
-    players = {"last value": lambda x: x[:, -1:].expand_as(x), "linear": lambda x: x[:, -1:] + (x - x[:, -1:]) @ W}
-    return {name: {part: errors_of(play, getattr(data, part)) for part in ("valid", "test")} for name, play in players.items()}
-
-
 # ---------------------------------------------------------------- the limit
 
 
@@ -184,9 +119,8 @@ def pairs(name: str, *, n_pairs: int = 8, steps: int = 1200, d_model: int = 64, 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Aaren: what a stream costs, series of numbers, and the limit.")
-    parser.add_argument("--only", default="stream,vowels,ett,pairs", help="parts to run, in this order")
+    parser.add_argument("--only", default="stream,vowels,pairs", help="parts to run, in this order")
     parser.add_argument("--vowels", help="folder of JapaneseVowels_TRAIN.ts and _TEST.ts, packed or not; without it the part is left out")
-    parser.add_argument("--ett", help="folder of ETTh1.csv, packed or not; without it the part is left out")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each row (default 3)")
     parser.add_argument("--first-seed", type=int, default=0, help="of them (default 0)")
     parser.add_argument("--steps", type=int, help="of every training, in place of each part's own")
@@ -194,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     parts, steps = given.only.split(","), {} if given.steps is None else {"steps": given.steps}
     seeds = range(given.first_seed, given.first_seed + given.seeds)
-    table = Table("python -m memseq.recipes.aaren --vowels FOLDER --ett FOLDER", given.json)
+    table = Table("python -m memseq.recipes.aaren --vowels FOLDER", given.json)
     if "stream" in parts:
         for name in MEMORIES:
             table.add(part="stream", name=name, **stream(name))
@@ -203,13 +137,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in seeds:
             for name in MEMORIES:
                 table.add(part="vowels", name=name, seed=seed, **vowels(name, *data, seed=seed, **steps))
-    if "ett" in parts and given.ett:
-        series = etth1(given.ett, context=CONTEXT)
-        for name, errors in without_learning(series).items():
-            table.add(part="ett", name=name, mse=errors)
-        for seed in seeds:
-            for name in MEMORIES:
-                table.add(part="ett", name=name, seed=seed, **forecast(name, series, seed=seed, **steps))
     if "pairs" in parts:
         for seed in seeds:
             for name in MEMORIES:
