@@ -195,12 +195,15 @@ class HMT(SegmentModel[HMTState]):
         """P for a segment that is about `about`."""
         if int(state.count[0]) == 0:
             return self.initial.expand(len(about), -1)
+        weights = self.attend(self.summarise(about), state)
+        with torch.autocast(weights.device.type, enabled=False):
+            return (weights[:, None] @ state.kept)[:, 0]
+
+    def summarise(self, about: Int[Tensor, "B j"]) -> Float[Tensor, "B D"]:
+        """S, what these tokens are about."""
         x = self.backbone.embed(about)
         ends = self._fed(self.prompt).to(x.dtype).expand(len(x), 1, -1)
-        summary = self.backbone.read(torch.cat([ends, x, ends], dim=1), None)[0][:, -1]
-        weights = self.attend(summary, state)
-        with torch.autocast(summary.device.type, enabled=False):
-            return (weights[:, None] @ state.kept)[:, 0]
+        return self.backbone.read(torch.cat([ends, x, ends], dim=1), None)[0][:, -1]
 
     def attend(self, summary: Float[Tensor, "B D"], state: HMTState) -> Float[Tensor, "B N"]:
         """The weights of the kept vectors in a recall: which segment a summary calls."""
