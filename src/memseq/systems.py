@@ -190,6 +190,13 @@ _ROWS = (
         "an LSTM whose states step down the gradient of its own error while it reads",
     ),
     _model(
+        "recode",
+        "recode",
+        "RecodeConfig",
+        "ulmer2021recoding",
+        "around any language model: its state steps down the gradient of its own error while it reads",
+    ),
+    _model(
         "hmt",
         "hmt",
         "HMTConfig",
@@ -247,7 +254,7 @@ _FAMILIES = {
     "matrices that erase before they write": "deltanet gated_deltanet kda rwkv7 rwkv7_lm",
     "matrices with company": "mom memmamba stuffed_mamba based base_conv jrt_rnn jrt_rnn_lm jrt_prompt",
     "networks that learn while they read": (
-        "titans titans_mac titans_mag titans_mal atlas omeganet dot deep_transformers miras moneta yaad memora recoding"
+        "titans titans_mac titans_mag titans_mal atlas omeganet dot deep_transformers miras moneta yaad memora recoding recode"
     ),
     "recurrent cells": "elman jordan lstm gru timescales bidirectional look_ahead",
     "any of them together": "stack",

@@ -165,7 +165,7 @@ def test_steps_are_above_zero_and_learn(step):
     total, _, _ = model.loss(ids[:, :-1], ids[:, 1:], model.init_state(2))
     total.backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in list(model.step_size.parameters())[-1:])
-    assert float(torch.as_tensor(model.step_size(0, 1, torch.randn(2, D).double())).min()) > 0
+    assert float(torch.as_tensor(model.step_size(1, torch.randn(2, D).double())).min()) > 0
 
 
 def test_recoding_a_matrix_by_its_error_is_the_delta_rule():

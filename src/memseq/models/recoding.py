@@ -15,15 +15,27 @@ or of K decoders of their own, each held to where it began (`anchor_loss`, for t
 State: h and c, 8 L B D bytes; for surprisal also the gates and the cells before the last token, 20 L B D.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from memseq.errors import ConfigError
+from memseq.layers.recoding import (
+    AdaptiveStep,
+    Decoders,
+    FixedStep,
+    LearnedStep,
+    Masks,
+    Signal,
+    Step,
+    Surprisal,
+    anchor_loss,
+    draw_masks,
+    with_decoders,
+)
 from memseq.layers.recurrent import GateWeights, widen
 from memseq.models.language_model import LanguageModel
 from memseq.ops.cross_entropy import linear_cross_entropy
@@ -47,119 +59,13 @@ class RecodingState(NamedTuple):
     pending: Pending | tuple[()]
 
 
-# --------------------------------------------------------------------------------------------------------------- signals
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surprisal:
-    """-log p of the token that came; `power` is the source's program."""
-
-    form: Literal["log", "power"] = "log"
-
-    def __post_init__(self) -> None:
-        if self.form not in ("log", "power"):
-            raise ConfigError(f"form must be 'log' or 'power', got {self.form!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Masks:
-    """The entropy of one decoder over K masks of what it reads."""
-
-    n: int = 10
-    rate: float = 0.2  # of what a mask leaves out
-
-    def __post_init__(self) -> None:
-        if self.n < 1 or not 0 <= self.rate < 1:
-            raise ConfigError(f"n={self.n} masks that leave out {self.rate} make no sense; use n >= 1 and a rate in [0, 1)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoders:
-    """The entropy of K decoders; the mean of their logits is what is predicted."""
-
-    n: int = 10
-    prior_scale: float = 0.01  # variance of what they start at, and are held to
-    noise: float = 0.1  # of the data: how strongly they are held
-
-    def __post_init__(self) -> None:
-        if self.n < 1 or self.prior_scale <= 0 or self.noise < 0:
-            raise ConfigError(f"{self} makes no sense; use n >= 1, prior_scale > 0 and noise >= 0")
-
-
-# ----------------------------------------------------------------------------------------------------------------- steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class FixedStep:
-    alpha: float
-
-    def build(self, n_layers: int, d_model: int) -> "Fixed":
-        return Fixed(self.alpha)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearnedStep:
-    """A number for h and one for c of each layer, above zero by softplus."""
-
-    def build(self, n_layers: int, d_model: int) -> "Learned":
-        return Learned(n_layers)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaptiveStep:
-    """A small network each that looks at h."""
-
-    hidden: tuple[int, ...] = (300, 100)
-
-    def build(self, n_layers: int, d_model: int) -> "Adaptive":
-        return Adaptive(n_layers, d_model, self.hidden)
-
-
-class Fixed(nn.Module):
-    def __init__(self, alpha: float) -> None:
-        super().__init__()
-        self.alpha = alpha
-
-    def forward(self, layer: int, which: int, h: Tensor) -> float | Tensor:
-        return self.alpha
-
-
-class Learned(nn.Module):
-    def __init__(self, n_layers: int) -> None:
-        super().__init__()
-        self.s = nn.Parameter(torch.rand(n_layers, 2))
-
-    def forward(self, layer: int, which: int, h: Tensor) -> float | Tensor:
-        return F.softplus(widen(self.s)[layer, which])
-
-
-class Adaptive(nn.Module):
-    def __init__(self, n_layers: int, d_model: int, hidden: tuple[int, ...]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList(_network(d_model, hidden) for _ in range(2 * n_layers))
-
-    def forward(self, layer: int, which: int, h: Tensor) -> float | Tensor:
-        network = self.networks[2 * layer + which]
-        return F.softplus(network(h.detach().to(next(network.parameters()).dtype))).to(h.dtype)
-
-
-def _network(d_model: int, hidden: tuple[int, ...]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for inputs, outputs in zip((d_model, *hidden), hidden, strict=False):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(hidden[-1] if hidden else d_model, 1))
-
-
-# ----------------------------------------------------------------------------------------------------------------- model
-
-
 @dataclass(frozen=True, kw_only=True)
 class RecodingConfig:
     vocab_size: int
     d_model: int
     n_layers: int = 2
-    signal: Surprisal | Masks | Decoders = Surprisal()
-    step: FixedStep | LearnedStep | AdaptiveStep = FixedStep(alpha=0.1)
+    signal: Signal = field(default_factory=Surprisal)
+    step: Step = field(default_factory=lambda: FixedStep(alpha=0.1))
     dropout: float = 0.0  # of what the head reads
 
     def __post_init__(self) -> None:
@@ -192,11 +98,11 @@ class RecodingLM(LanguageModel[RecodingState]):
         with torch.no_grad():
             for cell in self._layers():
                 cell.b[D : 2 * D] = 1.0  # gates that keep
-        self.step_size = config.step.build(config.n_layers, D)
+        self.step_size = config.step.build(2 * config.n_layers, D)  # h and c of each layer
         self.dropout = nn.Dropout(config.dropout)
         signal = config.signal
         if isinstance(signal, Masks):
-            self.register_buffer("masks", (torch.rand(signal.n, D) >= signal.rate) / (1 - signal.rate))
+            self.register_buffer("masks", draw_masks(signal, D))
         if isinstance(signal, Decoders):
             self.decoders = nn.Parameter(signal.prior_scale**0.5 * torch.randn(signal.n, V, D))
             self.register_buffer("anchors", self.decoders.detach().clone())
@@ -227,11 +133,7 @@ class RecodingLM(LanguageModel[RecodingState]):
 
     def anchor_loss(self, n_tokens: int) -> Float[Tensor, ""]:
         """How far the decoders are from where they began, a token of a data set of `n_tokens`: what the trainer adds to the mean loss."""
-        signal = self.config.signal
-        if not isinstance(signal, Decoders):
-            raise ConfigError(f"{type(signal).__name__} has no decoders of its own; use signal=Decoders(...)")
-        apart = (self.decoders - self.anchors).flatten(1).norm(dim=1).mean()
-        return signal.noise / signal.prior_scale / n_tokens * apart
+        return anchor_loss(with_decoders(self.config.signal), self.decoders, self.anchors, n_tokens)
 
     def features(self, tokens: Int[Tensor, "B T"], state: RecodingState) -> tuple[Float[Tensor, "B T D"], RecodingState]:
         with torch.autocast(tokens.device.type, enabled=False):
@@ -269,8 +171,8 @@ class RecodingLM(LanguageModel[RecodingState]):
                 there = read.to(g_top.device, g_top.dtype)[:, None]
                 g = [(g_h * there, g_c * there) for g_h, g_c in g]
         alpha = self.step_size
-        after_h = [x - alpha(i, 0, x) * g_h for i, (x, (g_h, _)) in enumerate(zip(h, g, strict=True))]
-        after_c = [y - alpha(i, 1, x) * g_c for i, (x, y, (_, g_c)) in enumerate(zip(h, c, g, strict=True))]
+        after_h = [x - alpha(2 * i, x) * g_h for i, (x, (g_h, _)) in enumerate(zip(h, g, strict=True))]
+        after_c = [y - alpha(2 * i + 1, x) * g_c for i, (x, y, (_, g_c)) in enumerate(zip(h, c, g, strict=True))]
         return after_h, after_c
 
     def error(self, h: Float[Tensor, "B D"], gold: Int[Tensor, "B"] | None = None) -> tuple[Float[Tensor, "B"], Float[Tensor, "B D"]]:

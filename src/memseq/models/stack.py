@@ -120,6 +120,10 @@ class Stack(LanguageModel[StackState]):
         return all(memory.bounded for block in self.blocks for memory in block.memories)
 
     @property
+    def causal(self) -> bool:  # type: ignore[override]
+        return all(memory.causal for block in self.blocks for memory in block.memories)
+
+    @property
     def segment_length(self) -> int | None:
         return segment_length_of(self.config.layers)
 
