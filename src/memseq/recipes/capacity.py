@@ -22,7 +22,7 @@ Seconds are of processor time.
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +43,13 @@ __all__ = [
     "PairsRun",
     "PasskeyRun",
     "answers",
+    "ask_pairs",
     "held",
     "law",
     "laws",
     "longest",
     "main",
+    "pairs",
     "pairs_runs",
     "passkey",
     "passkey_runs",
@@ -55,6 +57,7 @@ __all__ = [
     "run_passkey",
     "slowed",
     "teach",
+    "teach_pairs",
 ]
 
 D, WIDTH, HEAD, SLOW = 64, 128, 32, 6.0
@@ -129,19 +132,10 @@ def model_of(what: PairsRun) -> Any:
 
 
 def run_pairs(what: PairsRun, seed: int) -> dict[str, Any]:
-    """Train on ever more pairs, and ask for each number of them."""
+    """Train, and ask for each number of pairs."""
     torch.manual_seed(seed)
     model = model_of(what)
-
-    def loss(step: int) -> Tensor:
-        kinds = 1 + (len(TAUGHT) - 1) * min(1.0, 0.15 + 1.2 * step / what.steps)  # all of them from three quarters on
-        g = torch.Generator().manual_seed(step + 10**6 * seed)
-        task = pairs(TAUGHT[min(len(TAUGHT) - 1, int(torch.rand((), generator=g) * kinds))])
-        batch = task.sample(max(4, min(64, what.tokens // task.length)), seed=step + 10**6 * seed)
-        total, count, _ = model.loss(batch.inputs, batch.labels, model.init_state(len(batch.inputs)))
-        return total / count
-
-    seconds = fit(model, loss, steps=what.steps, lr=what.lr)
+    seconds = teach_pairs(model, steps=what.steps, lr=what.lr, tokens=what.tokens, seed=seed)
     accuracy = {str(n): ask_pairs(model, n, questions=what.questions) for n in ASKED}
     found = held(accuracy)
     facts = {"part": "pairs", "name": what.name, "kind": what.kind, "seed": seed, "state_size": what.state_size}
@@ -149,6 +143,24 @@ def run_pairs(what: PairsRun, seed: int) -> dict[str, Any]:
     bits = found * math.log2(VOCABULARY // 2)
     per = {"bits": round(bits, 1), "bits_per_number": round(bits / (what.state_size * WIDTH), 4)}
     return {**facts, **size, "held": round(found, 2), **per, "accuracy": accuracy}
+
+
+def teach_pairs(model: Any, *, steps: int, lr: float, tokens: int, seed: int, before: Callable[[float], None] = lambda _: None) -> float:
+    """Train on ever more pairs, all numbers of `TAUGHT` from three quarters on; processor seconds.
+
+    `before` is called before every step with the share of steps that are done.
+    """
+
+    def loss(step: int) -> Tensor:
+        before((step - 1) / steps)
+        kinds = 1 + (len(TAUGHT) - 1) * min(1.0, 0.15 + 1.2 * step / steps)
+        g = torch.Generator().manual_seed(step + 10**6 * seed)
+        task = pairs(TAUGHT[min(len(TAUGHT) - 1, int(torch.rand((), generator=g) * kinds))])
+        batch = task.sample(max(4, min(64, tokens // task.length)), seed=step + 10**6 * seed)
+        total, count, _ = model.loss(batch.inputs, batch.labels, model.init_state(len(batch.inputs)))
+        return total / count
+
+    return fit(model, loss, steps=steps, lr=lr)
 
 
 @torch.no_grad()
