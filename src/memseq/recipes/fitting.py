@@ -8,6 +8,7 @@ import json
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from memseq.recipes.machine import describe
+from memseq.training.curriculum import Curriculum
 from memseq.training.optim import AdamWConfig, clip_gradients
 
-__all__ = ["Table", "as_wide", "fit", "fit_within", "weights", "weights_of"]
+__all__ = ["Table", "as_wide", "fit", "fit_stages", "fit_within", "weights", "weights_of"]
 
 Row = dict[str, Any]
 Claims = Callable[[list[Row]], dict[str, Any]]  # by name: what was to be reached, and what was
@@ -72,6 +74,44 @@ def fit_within(model: nn.Module, loss: Callable[[float], Tensor], *, seconds: fl
         optimizer.zero_grad()
     model.eval()
     return steps, time.process_time() - began
+
+
+def fit_stages(
+    model: nn.Module,
+    lesson: Callable[[int, int], tuple[Tensor, Tensor]],
+    curriculum: Curriculum,
+    *,
+    seconds: float,
+    lr: float,
+    seed: int = 0,
+    stages: str = "stages",
+) -> Row:
+    """`fit_within` on lessons that grow, and what there is to say of it; `stages` is what the curriculum counts, for the row.
+
+    `lesson(n, step)` gives what is to be minimised and the mean loss of an answer, for n of what the curriculum counts. What a stage has
+    mastered is the probability of what is right, exp(-loss), over its last six lessons of full length.
+    """
+    progress, step, mastered = curriculum.begin(), 0, []
+    lately: deque[float] = deque(maxlen=6)
+
+    def loss(share: float) -> Tensor:
+        nonlocal progress, step
+        step += 1
+        n = curriculum.n_segments(progress, seed)
+        total, answer = lesson(n, step)
+        if n == curriculum.stages[progress.stage]:
+            lately.append(float(answer))
+        known = math.exp(-sum(lately) / 6) if len(lately) == 6 else None
+        after = curriculum.after(progress, known)
+        if after.stage > progress.stage:
+            lately.clear()
+            mastered.append(round(share, 2))
+        progress = after
+        return total
+
+    steps, took = fit_within(model, loss, seconds=seconds, lr=lr)
+    reached = {f"{stages}_in_training": curriculum.stages[progress.stage], "mastered_at_share": mastered}
+    return {"steps": steps, "cpu_seconds": round(took, 1), "parameters": weights(model), "lr": lr} | reached
 
 
 class Table:

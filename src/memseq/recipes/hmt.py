@@ -20,7 +20,6 @@ the same processor seconds; a curriculum of 1, 2, 4 and 8 topics.
 """
 
 import argparse
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,7 +32,7 @@ from memseq.memories.segment_attention import SegmentAttentionConfig
 from memseq.models.hmt import HMT, HMTConfig
 from memseq.models.rmt import RMTConfig
 from memseq.models.stack import StackConfig
-from memseq.recipes.fitting import Table, fit_within, weights
+from memseq.recipes.fitting import Table, fit_stages
 from memseq.recipes.machine import keep_freed_memory
 from memseq.state import state_bytes
 from memseq.tasks.task import Batch, Piece
@@ -42,7 +41,7 @@ from memseq.training.curriculum import Curriculum
 
 __all__ = ["Row", "claims", "main", "recalled", "rows", "run", "state_at_border"]
 
-D, KEPT, BATCH = 64, 16, 32
+D, KEPT, BATCH, LR = 64, 16, 32, 2e-3
 TASK = TopicsTask()
 TOPICS = Curriculum(stages=(1, 2, 4, 8), least=1, steps=None, mastered=0.8)
 ASKED = (1, 2, 4, 8, 12)  # topics
@@ -56,7 +55,6 @@ class Row:
     model: Any
     taught: float = 0.0  # weight of the loss of retrieval
     n_before: int = 0
-    lr: float = 2e-3
 
 
 def rows() -> dict[str, Row]:
@@ -148,44 +146,19 @@ def run(name: str, *, seed: int, seconds: float, asked: int = 256) -> dict[str, 
     """Train a row and ask it."""
     torch.manual_seed(seed)
     row = rows()[name]
-    model, step, progress = row.model.build(), 0, TOPICS.begin()
-    lately: deque[float] = deque(maxlen=6)  # losses of the stage's full number of topics
-    mastered: list[float] = []
+    model = row.model.build()
 
-    def lesson(share: float) -> Tensor:
-        nonlocal step, progress
-        step += 1
-        n = TOPICS.n_segments(progress, seed)
+    def lesson(n: int, step: int) -> tuple[Tensor, Tensor]:
         task = topics(n, row)
-        total, nats = loss(model, task, task.sample(BATCH, seed=step + 1_000_000 * seed), row.taught)
-        if n == TOPICS.stages[progress.stage]:
-            lately.append(float(nats))
-        known = float(torch.tensor(lately).mean().neg().exp()) if len(lately) == lately.maxlen else None  # probability of what is right
-        after = TOPICS.after(progress, known)
-        if after.stage > progress.stage:
-            lately.clear()
-            mastered.append(round(share, 2))
-        progress = after
-        return total
+        return loss(model, task, task.sample(BATCH, seed=step + 1_000_000 * seed), row.taught)
 
-    steps, took = fit_within(model, lesson, seconds=seconds, lr=row.lr)
+    told = fit_stages(model, lesson, TOPICS, seconds=seconds, lr=LR, seed=seed, stages="topics")
     found: dict[str, dict[str, float]] = {}
     for n in ASKED:
         task = topics(n, row)
         for metric, value in scores(model, task, task.sample(asked, seed=n, split="test")).items():
             found.setdefault(metric, {})[str(n)] = value
-    return {
-        "name": name,
-        "seed": seed,
-        "steps": steps,
-        "cpu_seconds": round(took, 1),
-        "parameters": weights(model),
-        "state_bytes": state_at_border(model),
-        "lr": row.lr,
-        "topics_in_training": TOPICS.stages[progress.stage],
-        "stages_mastered_at": mastered,
-        **found,
-    }
+    return {"name": name, "seed": seed, **told, "state_bytes": state_at_border(model), **found}
 
 
 def claims(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
