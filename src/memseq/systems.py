@@ -144,6 +144,12 @@ _ROWS = (
     _memory("titans", "TitansConfig", "behrouz2024titans", "a network that learns keys and values while it reads, by gradient steps"),
     _memory("mom", "MoMConfig", "du2025mom", "several matrices, of which a router lets each token read and write a few"),
     _memory(
+        "keyed_mom",
+        "KeyedMoMConfig",
+        "du2025mom",
+        "several matrices; a token is written where its key leads and reads where its query leads",
+    ),
+    _memory(
         "stuffed_mamba", "StuffedMambaConfig", "chen2024stuffed", "three repairs of a trained memory whose state collapses on long streams"
     ),
     *_family(
@@ -252,7 +258,7 @@ _FAMILIES = {
     "attention to what was kept": "attention sliding_window segment_attention transformer_xl compressive lamemo aaren",
     "matrices that fade": "linear_attention retnet gla hgrn2 rwkv6 mamba2 mamba2_lm stable_hadamard",
     "matrices that erase before they write": "deltanet gated_deltanet kda rwkv7 rwkv7_lm",
-    "matrices with company": "mom memmamba stuffed_mamba based base_conv jrt_rnn jrt_rnn_lm jrt_prompt",
+    "matrices with company": "mom keyed_mom memmamba stuffed_mamba based base_conv jrt_rnn jrt_rnn_lm jrt_prompt",
     "networks that learn while they read": (
         "titans titans_mac titans_mag titans_mal atlas omeganet dot deep_transformers miras moneta yaad memora recoding recode"
     ),
