@@ -9,20 +9,22 @@ import torch
 from memseq.recipes import memmamba
 from memseq.recipes.capacity import passkey
 from memseq.recipes.fitting import weights_of
-from memseq.recipes.memmamba import contenders, fidelity, main, noting, plain
+from memseq.recipes.memmamba import contenders, fidelity, main, noting, plain, written
 from memseq.state import state_bytes
 
 
 def test_rows_have_equal_weights_or_bytes():
     rows = {what.name: what.model for what in contenders()}
     n, held = weights_of(noting()), state_bytes(noting().build().init_state(1))
-    assert all(abs(weights_of(model) / n - 1) < 0.01 for name, model in rows.items() if name != "mamba2, bytes")
+    assert all(abs(weights_of(model) / n - 1) < 0.01 for name, model in rows.items() if not name.endswith(("bytes", "32 notes")))
     bytes_of = {name: state_bytes(model.build().init_state(1)) for name, model in rows.items()}
     assert held <= bytes_of["mamba2, bytes"] < 1.2 * held
     assert bytes_of["mamba2, bytes"] - state_bytes(plain(rows["mamba2, bytes"].layer.state_size - 1).build().init_state(1)) > 0
     assert not rows["no own notes"].own
     assert rows["no notes of below"].below_every is None
     assert rows["choice not learned"].select == "frozen"
+    for name in ("mamba2, weights", "mamba2, bytes", "memmamba"):
+        assert rows[f"long, {name}"] == rows[name]
 
 
 def test_fidelity_is_one_for_a_model_that_says_what_is_asked(monkeypatch):
@@ -46,8 +48,22 @@ def test_fidelity_is_one_for_a_model_that_says_what_is_asked(monkeypatch):
     assert fidelity(model, streams=4)["eclmf_r"] == {"1": pytest.approx(1.0, abs=1e-3), "2": pytest.approx(1.0, abs=1e-3)}
 
 
+def test_notes_are_counted_by_what_they_are_of():
+    model = noting().build().eval()
+    with torch.no_grad():
+        for writer in model.writers:
+            writer.worth.weight.zero_()
+            writer.worth.bias.fill_(1.0)
+        model.writers[1].worth.bias.fill_(-1.0)
+    assert written(model) == [{"symbols": 1.0, "noise": 1.0}, {"symbols": 0.0, "noise": 0.0}]
+    with torch.no_grad():
+        model.embedding.weight[:, 0] = torch.where(torch.arange(model.vocab_size) < 16, 1.0, -1.0)
+        model.writers[0].worth.weight[:, 0], model.writers[0].worth.bias[:] = 1.0, 0.0
+    assert written(model)[0] == {"symbols": 1.0, "noise": 0.0}
+
+
 def test_a_short_run_is_complete_and_resumes(tmp_path, capsys, monkeypatch):
-    short = [replace(what, steps=2, asked=4) for what in contenders()]
+    short = [replace(what, steps=2, asked=4, stages=what.stages[:2]) for what in contenders()[::3]]
     monkeypatch.setattr(memmamba, "contenders", lambda: short)
     monkeypatch.setattr(memmamba, "LENGTHS", (2, 4))
     path = tmp_path / "rows.json"
