@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from memseq.recipes import sort as recipe
+from memseq.recipes.fitting import weights_of
 from memseq.tasks.order import OrderTask
 
 
@@ -17,7 +18,7 @@ class Player:
         return None
 
     def __call__(self, inputs, state):
-        task = OrderTask(n_read=recipe.READ)
+        task = OrderTask(n_read=inputs.shape[1] - 1 - 3 * OrderTask().n_asked)
         said = task.oracle(inputs) if self.says is None else torch.full_like(inputs, self.says)
         return torch.nn.functional.one_hot(said, task.vocab_size).float(), state
 
@@ -25,7 +26,7 @@ class Player:
 def test_who_knows_the_order_needs_the_excerpt_and_who_does_not_is_at_chance():
     finger, stubborn = recipe.asked(Player()), recipe.asked(Player(says=OrderTask().n_tokens + 2))
     assert finger["read"] == 1.0
-    assert set(finger["by_distance"].values()) == {1.0}
+    assert set(finger["by_distance"].values()) == set(finger["by_length"].values()) == {1.0}
     assert finger["unread"] == pytest.approx(0.5, abs=0.04)
     assert stubborn["read"] == pytest.approx(0.5, abs=0.04)
     assert stubborn["unread"] == pytest.approx(0.5, abs=0.04)
@@ -51,14 +52,19 @@ def test_a_short_run_leaves_its_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "QUESTIONS", 8)
     path = tmp_path / "rows.json"
     for _ in range(2):  # what the file holds is not repeated
-        recipe.main(["--seconds", "0.01", "--json", str(path)])
+        recipe.main(["--seconds", "0.01", "--seeds", "1", "--json", str(path)])
     told = json.loads(path.read_text())
     assert [(row["part"], row["name"]) for row in told["rows"]] == [
-        ("learned", "attention"),
-        ("learned", "window of 4"),
+        *(("learned", name) for name in recipe.contenders()),
         ("learned", recipe.LIKELIHOOD),
     ]
     assert told["claims"].keys() == {"learned, with", "learned, without", "likelihood, with"}
+
+
+def test_all_have_as_many_weights():
+    assert {round(weights_of(recipe.config_of(name)) / weights_of(recipe.config_of("attention")), 2) for name in recipe.contenders()} == {
+        1.0
+    }
 
 
 def test_pairs_are_written_as_the_probe_writes_them_the_earlier_first():

@@ -21,7 +21,7 @@ from memseq.recipes.machine import describe
 from memseq.training.curriculum import Curriculum
 from memseq.training.optim import AdamWConfig, clip_gradients
 
-__all__ = ["Table", "as_wide", "fit", "fit_stages", "fit_within", "weights", "weights_of"]
+__all__ = ["Table", "as_wide", "fit", "fit_stages", "fit_within", "verdict", "weights", "weights_of"]
 
 Row = dict[str, Any]
 Claims = Callable[[list[Row]], dict[str, Any]]  # by name: what was to be reached, and what was
@@ -112,6 +112,11 @@ def fit_stages(
     steps, took = fit_within(model, loss, seconds=seconds, lr=lr)
     reached = {f"{stages}_in_training": curriculum.stages[progress.stage], "mastered_at_share": mastered}
     return {"steps": steps, "cpu_seconds": round(took, 1), "parameters": weights(model), "lr": lr} | reached
+
+
+def verdict(target: float, reached: float, *, at_most: bool = False) -> dict[str, Any]:
+    """One claim as it stands in a file: what was to be reached, what was, and whether that is enough."""
+    return {"target": round(target, 4), "reached": round(reached, 4), "ok": reached <= target if at_most else reached >= target}
 
 
 class Table:

@@ -26,7 +26,7 @@ from memseq.memories.attention import AttentionConfig
 from memseq.models.stack import StackConfig
 from memseq.probes.asking import ask, read_on
 from memseq.probes.retrieval_heads import head_scores, silence
-from memseq.recipes.fitting import Table, fit, weights
+from memseq.recipes.fitting import Table, fit, verdict, weights
 from memseq.recipes.machine import keep_freed_memory
 from memseq.recipes.probe_subject import anatomy_of
 from memseq.recipes.recall_table import ALPHABET, BATCH, Facts, V, lesson, noise
@@ -126,14 +126,7 @@ def claims(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         "kept": max(row["accuracy"] - sum(end["without_others"]) / len(end["without_others"]) for row, end in zip(rows, last, strict=True)),
         "order": min(row["spearman"] for row in rows),
     }
-    return {
-        name: {
-            "target": round(TARGETS[name], 4),
-            "reached": round(value, 4),
-            "ok": value <= TARGETS[name] if name in AT_MOST else value >= TARGETS[name],
-        }
-        for name, value in reached.items()
-    }
+    return {name: verdict(TARGETS[name], value, at_most=name in AT_MOST) for name, value in reached.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
