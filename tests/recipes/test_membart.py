@@ -70,6 +70,7 @@ def test_every_row_trains_is_asked_and_kept(tmp_path, monkeypatch):
         assert set(row["accuracy"]["12"]) == {str(age) for age in range(9)}
         assert row["tokens_a_turn"] == membart.U * membart.READ[row["name"]]
     assert result["claims"]["cost of a late turn"]["reached"] == 0.01
+    assert result["claims"]["cost of a late turn"]["ok"]
     reached = result["rows"][1]["accuracy"]["12"]
     mean = sum(value for age, value in reached.items() if age != "0") / 8
     assert result["claims"]["1 to 8 turns beyond"]["reached"] == pytest.approx(mean, abs=1e-4)

@@ -32,7 +32,7 @@ from memseq.memories.segment_attention import SegmentAttentionConfig
 from memseq.models.hmt import HMT, HMTConfig
 from memseq.models.rmt import RMTConfig
 from memseq.models.stack import StackConfig
-from memseq.recipes.fitting import Table, fit_stages
+from memseq.recipes.fitting import Table, fit_stages, verdict
 from memseq.recipes.machine import keep_freed_memory
 from memseq.state import state_bytes
 from memseq.tasks.task import Batch, Piece
@@ -169,9 +169,9 @@ def claims(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
     hmt, rmt, hits = of("hmt", "accuracy"), of("rmt, 1 vector", "accuracy"), of("hmt", "recall_map")
     return {
-        "hmt": {"at least": TARGETS["hmt"], "reached": min(hmt, default=0.0), "seeds": len(hmt)},
-        "recall map": {"at least": TARGETS["recall map"], "reached": min(hits, default=0.0), "seeds": len(hits)},
-        "rmt, 1 vector": {"at most": TARGETS["rmt, 1 vector"], "reached": max(rmt, default=1.0), "trainings": len(rmt)},
+        "hmt": verdict(TARGETS["hmt"], min(hmt, default=0.0)) | {"seeds": len(hmt)},
+        "recall map": verdict(TARGETS["recall map"], min(hits, default=0.0)) | {"seeds": len(hits)},
+        "rmt, 1 vector": verdict(TARGETS["rmt, 1 vector"], max(rmt, default=1.0), at_most=True) | {"trainings": len(rmt)},
     }
 
 
