@@ -5,7 +5,7 @@ one segment what two keys mean to it, one of 16 values each; then four of the to
 
     python -m memseq.recipes.hmt --json results.json
 
-One backbone for all: two blocks of width 64 with attention inside a segment of 8 tokens; back-propagation through all segments; batch 32,
+One backbone for all: two blocks of width 64 with attention inside a segment of 6 tokens; back-propagation through all segments; batch 32,
 the same processor seconds; a curriculum of 1, 2, 4 and 8 topics.
 
     hmt                 the last 16 vectors, one a segment, recalled at the size of an embedding (`feed="normed"`); asked segments are
@@ -42,7 +42,7 @@ from memseq.training.curriculum import Curriculum
 __all__ = ["Row", "claims", "main", "recalled", "rows", "run", "state_at_border"]
 
 D, KEPT, BATCH, LR = 64, 16, 32, 2e-3
-TASK = TopicsTask()
+TASK = TopicsTask(segment_length=6)
 TOPICS = Curriculum(stages=(1, 2, 4, 8), least=1, steps=None, mastered=0.8)
 ASKED = (1, 2, 4, 8, 12)  # topics
 TARGETS = {"hmt": 0.95, "rmt, 1 vector": 0.60, "recall map": 0.90}  # at eight topics: at least, at most, at least
@@ -137,7 +137,7 @@ def state_at_border(model: Any) -> int:
     """Bytes of a stream that has read as many segments as HMT keeps."""
     state = model.init_state(1)
     with torch.no_grad():
-        for piece in topics(TASK.topic_tokens, Row(model=None)).sample(1, 0).segments(TASK.segment_length)[:KEPT]:
+        for piece in topics(TASK.topics, Row(model=None)).sample(1, 0).segments(TASK.segment_length)[:KEPT]:
             state = model.advance(piece.tokens, state)
     return state_bytes(state)
 
