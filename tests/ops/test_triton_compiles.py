@@ -14,13 +14,14 @@ import json, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from memseq.ops.kernels import elementwise, matrix
+from memseq.ops.kernels import elementwise, matrix, matrix_back
 
 tile = {"L": 16, "BK": 16, "BV": 16, "PRECISION": "tf32"}
 half = {"q": "*bf16", "k": "*bf16", "v": "*bf16"}
 kernels = [
     (matrix._prepare, tile, half),
     *((kernel, tile | {"DELTA": delta}, half) for kernel in (matrix._states, matrix._outputs) for delta in (True, False)),
+    *((kernel, tile | {"DELTA": delta}, half) for kernel in (matrix_back._states_back, matrix_back._inputs_back) for delta in (True, False)),
     (elementwise._scan, {"BLOCK": 256}, {}),
     (elementwise._scan_back, {"BLOCK": 256}, {}),
     *((kernel, {"LIMITED": True, "BK": 16, "BV": 16}, {}) for kernel in (elementwise._hadamard, elementwise._hadamard_back)),
@@ -44,5 +45,5 @@ def test_they_compile(tmp_path) -> None:
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     shared = json.loads(done.stdout)
-    assert len(shared) == 18
+    assert len(shared) == 26
     assert max(shared.values()) < 48 << 10  # what any GPU gives a program unasked

@@ -62,6 +62,20 @@ def test_one_key_written_again_and_again() -> None:
     check("delta rule", [q, k, v, torch.ones_like(beta), torch.zeros_like(log_a), S], 64)
 
 
+@pytest.mark.parametrize("log_a", [-30.0, -1e4])
+@pytest.mark.parametrize("op", FORMS)
+def test_the_gradient_of_a_shut_gate_is_nothing(op: str, log_a: float) -> None:
+    """And no rounding of a difference of two sums, which an optimiser that divides by its size would follow."""
+    given = inputs(op, T=20)
+    given[-2] = torch.full_like(given[-2], log_a)
+    with use("triton"):
+        found = read_and_gradients(FORMS[op][1], given, chunk_size=16)
+    exact = read_and_gradients(FORMS[op][0], [z.double() for z in given])
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
+    assert float(found[-2].abs().max()) < 1e-10
+
+
 @pytest.mark.parametrize("log_a", [0.0, -30.0, -1e4])
 @pytest.mark.parametrize("op", FORMS)
 def test_gates_at_their_limits(op: str, log_a: float) -> None:

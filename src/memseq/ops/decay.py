@@ -19,8 +19,6 @@ over 300 tokens (`tests/ops/test_decay.py`); over 1,024 the worst seen in three 
 in the precision of S, float32 at least.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -118,14 +116,14 @@ def _gates(c: Tensor, share: int) -> Tensor:
     return causal_gates(c.unflatten(1, (-1, share)).flatten(0, 1))
 
 
-class DecayGradient(torch.autograd.Function):
-    """The backward pass, whatever has computed the forward pass and kept the matrix at the start of every chunk, [B G, K, R V]."""
-
+class _Decay(torch.autograd.Function):
     @staticmethod
-    def keep(ctx: Any, inputs: tuple[Tensor, ...], starts: list[Tensor], chunk_size: int) -> None:
-        """`inputs` are all but S."""
-        ctx.save_for_backward(*inputs, *starts)
+    def forward(ctx, q, k, v, log_a, S, chunk_size):
+        starts: list[Tensor] = []  # the matrix at the start of every chunk, [B G, K, R V]
+        y, end = _read(q, k, v, log_a, S, chunk_size, starts)
+        ctx.save_for_backward(q, k, v, log_a, *starts)
         ctx.chunk_size = chunk_size
+        return y, end
 
     @staticmethod
     @once_differentiable
@@ -164,12 +162,3 @@ class DecayGradient(torch.autograd.Function):
                 dk_.copy_(torch.bmm(dscores.mT, q_).baddbmm_(values, dS.mT).unflatten(0, (B, -1)))
                 dS = (dS.unflatten(2, (share, V)) * keep).flatten(2).baddbmm_(q_.mT, reading)
         return dq, dk, dv, dlog_a, _heads_of(dS, B, share, V), None
-
-
-class _Decay(DecayGradient):
-    @staticmethod
-    def forward(ctx, q, k, v, log_a, S, chunk_size):
-        starts: list[Tensor] = []
-        y, end = _read(q, k, v, log_a, S, chunk_size, starts)
-        DecayGradient.keep(ctx, (q, k, v, log_a), starts, chunk_size)
-        return y, end

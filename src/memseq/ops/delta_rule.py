@@ -23,8 +23,6 @@ gradients 3.9e-6 and 6.1e-6. The system is solved by substitution and never inve
 doubling is off by 1e9. Inputs of lower precision are computed in the precision of S, float32 at least.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -110,14 +108,14 @@ def _solve_transposed(lower: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(lower, right.mT, upper=False, left=False, unitriangular=True).mT
 
 
-class DeltaGradient(torch.autograd.Function):
-    """The backward pass, whatever has computed the forward pass and kept, for every chunk, the matrix at its start and u."""
-
+class _Delta(torch.autograd.Function):
     @staticmethod
-    def keep(ctx: Any, inputs: tuple[Tensor, ...], kept: list[Tensor], chunk_size: int) -> None:
-        """`inputs` are all but S; of `kept`, [B H, K, V] and [B H, L, V] in turn."""
-        ctx.save_for_backward(*inputs, *kept)
+    def forward(ctx, q, k, v, beta, log_a, S, chunk_size):
+        kept: list[Tensor] = []  # of every chunk: the matrix at its start [B H, K, V], and u [B H, L, V]
+        y, end = _read(q, k, v, beta, log_a, S, chunk_size, kept)
+        ctx.save_for_backward(q, k, v, beta, log_a, *kept)
         ctx.chunk_size = chunk_size
+        return y, end
 
     @staticmethod
     @once_differentiable
@@ -160,12 +158,3 @@ class DeltaGradient(torch.autograd.Function):
                 db_.copy_((dR * v_).sum(-1) + (dleft[:, :, 1] * k_).sum(-1))
                 dS = (dS * grow[:, -1:]).baddbmm_(left.mT, errors)
         return dq, dk, dv, dbeta, dlog_a, dS.view(shape), None
-
-
-class _Delta(DeltaGradient):
-    @staticmethod
-    def forward(ctx, q, k, v, beta, log_a, S, chunk_size):
-        kept: list[Tensor] = []
-        y, end = _read(q, k, v, beta, log_a, S, chunk_size, kept)
-        DeltaGradient.keep(ctx, (q, k, v, beta, log_a), kept, chunk_size)
-        return y, end

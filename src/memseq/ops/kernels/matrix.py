@@ -1,4 +1,4 @@
-"""The decay and the gated delta rule by chunks in Triton: the equations of `ops/decay.py` and `ops/delta_rule.py`, forward.
+"""The decay and the gated delta rule by chunks in Triton: the equations of `ops/decay.py` and `ops/delta_rule.py`.
 
     prepare    every chunk by itself, the delta rule alone: (I + A)^-1 by substitution, row by row, then
                U_0 = (I + A)^-1 diag(b) V  and  W = (I + A)^-1 diag(b e^c) K
@@ -6,7 +6,7 @@
                (for the decay u is V), and the matrix at the end
     outputs    every chunk by itself: Y = diag(e^c) Q S + (Q K^T * G) u
 
-The backward pass is that of the op, which wants the matrix at the start of every chunk and u, and gets them from here.
+The backward pass is in `matrix_back.py`. It gets the matrix at the start of every chunk, u, and (I + A)^-1.
 
 Tokens before heads, [B, T, H, ...], as memories project them, so that nothing is copied. Sums are float32; products are float32 as well
 unless `torch.set_float32_matmul_precision` allows TF32. Keys have at most 256 channels, held at once. Chunks are powers of two from 16
@@ -21,13 +21,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from memseq.ops.decay import DecayGradient
-from memseq.ops.delta_rule import DeltaGradient
+from memseq.ops.kernels.matrix_back import gradients, sizes_of
 
 __all__ = ["decay", "delta_rule"]
-
-VALUES = 32  # columns of the matrix that a program holds
 
 
 def decay(q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, S: Tensor, *, chunk_size: int) -> tuple[Tensor, Tensor]:
@@ -40,34 +38,44 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_a: Tensor, S: 
     return _Delta.apply(q, k, v, beta, log_a, S, _length(chunk_size, k.shape[-1]))
 
 
-class _Decay(DecayGradient):
+class _Decay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, S: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
-        y, end, states, _ = _read(q, k, v, None, log_a, S, chunk_size)
-        (B, H, _, V), G, K = v.shape, k.shape[1], k.shape[-1]
-        wide = states.view(-1, B * G, H // G, K, V).transpose(2, 3).flatten(3)  # the matrices of a group side by side
-        DecayGradient.keep(ctx, (q, k, v, log_a), list(wide.unbind(0)), chunk_size)
+        y, end, states, _, _ = _read(q, k, v, None, log_a, S, chunk_size)
+        ctx.save_for_backward(q, k, v, log_a, states)
+        ctx.chunk_size = chunk_size
         return y, end
 
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, dS: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, log_a, states = ctx.saved_tensors
+        dq, dk, dv, _, dlog_a, dS = gradients(q, k, v, None, log_a, states, None, None, dy, dS, ctx.chunk_size)
+        return dq, dk, dv, dlog_a, dS, None
 
-class _Delta(DeltaGradient):
+
+class _Delta(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_a: Tensor, S: Tensor, chunk_size: int
     ) -> tuple[Tensor, Tensor]:
-        y, end, states, u = _read(q, k, v, beta, log_a, S, chunk_size)
-        lengths = [min(chunk_size, k.shape[2] - start) for start in range(0, k.shape[2], chunk_size)]
-        kept = [z for S_n, u_n, length in zip(states.unbind(0), u.unbind(0), lengths, strict=True) for z in (S_n, u_n[:, :length])]
-        DeltaGradient.keep(ctx, (q, k, v, beta, log_a), kept, chunk_size)
+        y, end, states, u, inverse = _read(q, k, v, beta, log_a, S, chunk_size)
+        ctx.save_for_backward(q, k, v, beta, log_a, states, u, inverse)
+        ctx.chunk_size = chunk_size
         return y, end
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, dS: Tensor) -> tuple[Tensor | None, ...]:
+        return *gradients(*ctx.saved_tensors, dy, dS, ctx.chunk_size), None
 
 
 def _length(chunk_size: int, key_size: int) -> int:
     return max(16, min(64 if key_size <= 128 else 32, 1 << (chunk_size.bit_length() - 1)))
 
 
-def _read(q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, log_a: Tensor, S: Tensor, L: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y [B, H, T, V], the matrix at the end, those at the chunks' starts [n, B H, K, V], and u [n, B H, L, V]."""
+def _read(q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, log_a: Tensor, S: Tensor, L: int) -> tuple[Tensor, ...]:
+    """y [B, H, T, V], the matrix at the end, those at the chunks' starts [n, B H, K, V], u [n, B H, L, V] and (I + A)^-1 [n, B H, L, L]."""
     (B, H, T, V), G, K = v.shape, k.shape[1], k.shape[-1]
     q, k, v, log_a = (z.transpose(1, 2).contiguous() for z in (q, k, v, log_a))
     n = triton.cdiv(T, L)
@@ -76,22 +84,24 @@ def _read(q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, log_a: Tensor, S
     states, end = S.new_empty(n, B * H, K, V), torch.empty_like(S)
     u = S.new_empty((n, B * H, L, V) if delta else (1,))
     W = S.new_empty((n, B * H, L, K) if delta else (1,))
-    blocks = triton.cdiv(V, VALUES)
-    sizes: dict[str, Any] = {"L": L, "BK": max(16, triton.next_power_of_2(K)), "BV": VALUES}
-    sizes["PRECISION"] = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-    sizes |= {"num_warps": 4, "num_stages": 1}
+    inverse = S.new_empty((n, B * H, L, L) if delta else (1,))
+    sizes = sizes_of(K, L)
+    blocks = triton.cdiv(V, sizes["BV"])
     with torch.cuda.device_of(S):  # Triton starts its kernels on the current device
         if beta is not None:
-            _prepare[(n, B * H)](k, v, beta.transpose(1, 2).contiguous(), log_a, u, W, T, H, K, V, **sizes)
+            _prepare[(n, B * H)](k, v, beta.transpose(1, 2).contiguous(), log_a, u, W, inverse, T, H, K, V, **sizes)
         both = sizes | {"DELTA": delta}
         _states[(B * H, blocks)](k, v, log_a, W, u, S, states, end, T, H, G, K, V, **both)
         _outputs[(n, B * H, blocks)](q, k, v, log_a, u, states, y, T, H, G, K, V, **both)
-    return y.transpose(1, 2), end, states, u
+    return y.transpose(1, 2), end, states, u, inverse
 
 
 @triton.jit
 @no_type_check
-def _prepare(k, v, beta, log_a, u, W, T, H, K, V, L: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr):
+def _prepare(
+    k, v, beta, log_a, u, W, solved, T, H, K, V,
+    L: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     chunk, stream = tl.program_id(0), tl.program_id(1).to(tl.int64)
     i, d, e = tl.arange(0, L), tl.arange(0, BK), tl.arange(0, BV)
     t = chunk * L + i
@@ -110,8 +120,9 @@ def _prepare(k, v, beta, log_a, u, W, T, H, K, V, L: tl.constexpr, BK: tl.conste
         known = tl.sum(coefficients[:, None] * inverse, axis=0)  # of the rows before, which are solved
         inverse = tl.where((i == row)[:, None], inverse - known[None, :], inverse)
     start = (chunk * tl.num_programs(1) + stream) * L
-    solved = tl.dot(inverse, writes * tl.exp(c)[:, None], input_precision=PRECISION)
-    tl.store(W + (start + i)[:, None] * K + d[None, :], solved, mask=(d < K)[None, :])
+    tl.store(solved + (start + i)[:, None] * L + i[None, :], inverse)
+    left = tl.dot(inverse, writes * tl.exp(c)[:, None], input_precision=PRECISION)
+    tl.store(W + (start + i)[:, None] * K + d[None, :], left, mask=(d < K)[None, :])
     for first in range(0, V, BV):
         value = (first + e) < V
         values = tl.load(v + token[:, None] * V + (first + e)[None, :], mask=there[:, None] & value[None, :], other=0.0).to(tl.float32)
