@@ -56,7 +56,7 @@ class KeyedMoMConfig:
     n_memories: int = 4  # E
     n_active: int = 1  # n: memories that a token writes, and that it reads
     rule: AdditiveRule | ChannelRule | DeltaRule | GatedDeltaRule = field(default_factory=GatedDeltaRule)
-    sharpness: float = 3.0  # standard deviation of the router's logits before training
+    sharpness: float = 8.0  # standard deviation of the router's logits before training
     balance: float = 0.01  # of the auxiliary loss that evens what is written, per token
     conv_width: int = 4
     norm_eps: float = 1e-6
@@ -67,7 +67,7 @@ class KeyedMoMConfig:
         if not 1 <= self.n_active <= self.n_memories:
             raise ConfigError(f"n_active={self.n_active} must lie in 1 to n_memories={self.n_memories}")
         if self.sharpness <= 0:
-            raise ConfigError(f"sharpness must be above zero, got {self.sharpness}; 3 tells memories apart from the start")
+            raise ConfigError(f"sharpness must be above zero, got {self.sharpness}; 8 tells memories apart from the start")
         if self.balance < 0:
             raise ConfigError(f"balance must not be negative, got {self.balance}; 0 leaves the load as it is")
 
