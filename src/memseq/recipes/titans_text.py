@@ -7,7 +7,8 @@ Source: Titans (Behrouz et al., arXiv:2501.00663), tables 1 and 5, at the size o
 
 Blocks of one memory and a feedforward, whose width is what makes all contenders equal in weights. The bytes of state a layer: weights and
 momentum of four perceptrons of 32, 32 and 32 units; four matrices of 64 x 64; keys and values of 68 tokens. `LMM, linear` has a matrix
-in each head, which is half of that. Every contender reads the same bytes in the same order at one rate; seconds are of processor time.
+in each head, which is half of that; with `forget 0.5` it begins by forgetting within a few tokens, as Gated DeltaNet does, where the others
+begin at 0.01. Every contender reads the same bytes in the same order at one rate; seconds are of processor time.
 """
 
 import argparse
@@ -38,6 +39,7 @@ def contenders(what: TextComparison) -> dict[str, StackConfig]:
         "Gated DeltaNet": GatedDeltaNetConfig(**shape, key_size=twice, value_size=twice),
         "sliding window": SlidingWindowConfig(**shape, window=what.window),
         "LMM, linear": replace(full, depth=1),
+        "LMM, linear, forget 0.5": replace(full, depth=1, forget=0.5),
         "LMM, no momentum": replace(full, momentum=None),
         "LMM, no decay": replace(full, forget=None),
         "LMM, no convolution": replace(full, conv_width=1),
