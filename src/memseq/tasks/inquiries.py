@@ -89,22 +89,28 @@ def _parsed(file: str | Path, parse: Callable[[str], list[Inquiry]], layout: str
     return found
 
 
-def chained(asked: Inquiry, others: Sequence[Inquiry], fits: Callable[[Sequence[str]], bool], chance: random.Random) -> Inquiry:
-    """`asked` with passages of `others` put before and behind its own for as long as the whole `fits`; passages of one stay together.
+def chained(asked: Inquiry, others: Sequence[Inquiry], room: int, size: Callable[[str], int], chance: random.Random) -> Inquiry:
+    """`asked` with passages of `others` put before and behind its own while all sizes together fit into `room`; those of one stay together.
 
-    What is too long by itself loses passages first: any that are not gold, then gold ones.
+    What is too long by itself loses passages, any first that are not gold and then gold ones, until it fits or one is left.
     """
-    passages = list(enumerate(asked.passages))
-    while len(passages) > 1 and not fits([text for _, text in passages]):
-        spare = [at for at, (number, _) in enumerate(passages) if number not in asked.gold] or range(len(passages))
-        passages.pop(chance.choice(spare))
-    texts, gold = [text for _, text in passages], [at for at, (number, _) in enumerate(passages) if number in asked.gold]
-    for other in others:
-        before = chance.random() < 0.5
-        longer = [*other.passages, *texts] if before else [*texts, *other.passages]
-        if not fits(longer):
+    sizes = [size(text) for text in asked.passages]
+    total, left_out = sum(sizes), set()
+    drawn = chance.sample(range(len(sizes)), len(sizes))
+    for number in sorted(drawn, key=lambda number: number in asked.gold):
+        if total <= room or len(left_out) == len(sizes) - 1:
             break
-        texts, gold = longer, [at + before * len(other.passages) for at in gold]
+        left_out.add(number)
+        total -= sizes[number]
+    kept = [number for number in range(len(sizes)) if number not in left_out]
+    texts, gold = [asked.passages[number] for number in kept], [at for at, number in enumerate(kept) if number in asked.gold]
+    for other in others:
+        total += sum(size(text) for text in other.passages)
+        if total > room:
+            break
+        before = chance.random() < 0.5
+        texts = [*other.passages, *texts] if before else [*texts, *other.passages]
+        gold = [at + before * len(other.passages) for at in gold]
     return asked._replace(passages=tuple(texts), gold=tuple(gold))
 
 
