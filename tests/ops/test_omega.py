@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from memseq.ops.fast_network import mlp
-from memseq.ops.newton_schulz import newton_schulz
+from memseq.ops.fast_network import Factors, mlp
+from memseq.ops.muon import momenta
+from memseq.ops.newton_schulz import Root, newton_schulz
 from memseq.ops.omega import Window, omega_chunkwise, omega_recurrent, window_weights
 from memseq.ops.polynomial import monomials, polynomial_features
 from memseq.ops.titans import FastState, Gates, squared_error, titans_chunkwise
@@ -125,3 +126,43 @@ def test_newton_schulz_brings_singular_values_near_one_and_leaves_zero_alone():
     found = newton_schulz(zero)
     assert not found.any()
     assert torch.autograd.grad(found.sum(), zero)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("values", [[1.0, 0.5, 0.02, 0.0], [0.7, 0.7, 0.7, 0.7], [0.0, 0.0, 0.0, 0.0]], ids=["apart", "equal", "zero"])
+def test_the_root_of_a_gram_matrix_is_what_newton_schulz_multiplies_by_and_so_is_its_gradient(values):
+    """Also where eigenvalues are equal, of which quotients of differences would make nothing."""
+    torch.manual_seed(0)
+    U, _, V = torch.linalg.svd(torch.randn(3, 7, 4, dtype=F64), full_matrices=False)
+    S, d = (U * torch.tensor(values, dtype=F64) @ V).requires_grad_(), torch.randn(3, 7, 4, dtype=F64)
+    for steps in (1, 5):
+        y = newton_schulz(S, steps)
+        A = (S.mT @ S).detach()
+        root = Root.of(A, steps)
+        assert_close(S @ root.matrix(), y, rtol=1e-9, atol=1e-11)
+        found = d @ root.matrix() + 2 * S @ root.back(S.mT @ d, steps)
+        expected = torch.autograd.grad((y * d).sum(), S)[0]
+        assert_close(found, expected, rtol=1e-8, atol=1e-8 * float(expected.detach().abs().max()))
+
+
+def test_factors_of_very_different_sizes_leave_the_gradient_of_muon_in_float32():
+    """Tokens whose inputs are a millionth of the others' while their errors are a thousand times as large, as under a soft limit."""
+    torch.manual_seed(0)
+    X, g, S_0 = torch.randn(1, 1, 12, 6), torch.randn(1, 1, 12, 5), torch.randn(1, 1, 6, 5)
+    X, g = torch.where(torch.arange(12)[:, None] % 2 == 0, 1e-6, 1.0) * X, torch.where(torch.arange(12)[:, None] % 2 == 0, 1e3, 1.0) * g
+    carried, counts, d = torch.rand(1, 1, 4), torch.rand(1, 1, 4, 12), torch.randn(1, 1, 4, 5, 5)
+    gradients = []
+    for dtype in (torch.float32, F64):
+        given = [z.to(dtype).requires_grad_() for z in (X, g, S_0, carried, counts)]
+        roots = momenta(Factors(given[0], given[1]), given[2], given[3], given[4], 5).roots
+        gradients.append(torch.autograd.grad((roots * d.to(dtype)).sum(), given))
+    for low, high in zip(*gradients, strict=True):
+        assert_close(low.double(), high, rtol=0, atol=2e-2 * float(high.abs().max()))
+
+
+def test_a_root_of_what_is_hardly_there_or_not_finite():
+    grown = torch.tensor([3.0, 2.8, 1e-21, 2.0, 0.0, 1e-21])
+    A = torch.stack([grown[:, None] * grown, torch.full((6, 6), torch.nan)])
+    root = Root.of(A, 5).matrix()
+    assert root[0].isfinite().all()
+    assert root[1].isnan().all()
+    assert_close(root[0], Root.of(A[0].double(), 5).matrix().float(), rtol=1e-2, atol=1.0)

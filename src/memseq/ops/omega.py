@@ -12,7 +12,7 @@ With c = 1 and gamma = 1 the first is Titans. A chunk of L tokens has E = L + c 
 taken anew, at the anchor of the chunk's own segment. With Omega[t, i] = gamma_i inside the window and 0 outside,
 
     descent   G = A_a A_eta diag(theta) Omega,  [L, E], and everything else as in Titans
-    Muon      S_t is formed for every token, for a root of S_t cannot be mixed: L |W| numbers a head and chunk
+    Muon      a root of S_t cannot be mixed, but none of them is formed: `ops/muon.py`
 
 The window is raw: keys before any feature map, values, and gamma, the newest last; gamma = 0 where nothing was read yet.
 """
@@ -24,7 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memseq.ops.fast_network import Factors, Fast, Network
+from memseq.ops.fast_network import Factors, Network
+from memseq.ops.muon import momenta, moved_by_muon, read_by_muon
 from memseq.ops.newton_schulz import newton_schulz
 from memseq.ops.precision import unrounded
 from memseq.ops.titans import (
@@ -109,10 +110,9 @@ def omega_chunkwise(
                     y.append(read_mixed(network, asked, state, factors, mix))
                 state = move(network, state, factors, mix.row(-1), momentum)
             else:
-                weights, carried = _muon(network, gates_i, state, factors, omega, muon)
-                if asked is not None:
-                    y.append(_read(network, asked, weights))
-                state = state._replace(weights=tuple(W[:, :, -1].clone() for W in weights), momentum=carried)
+                said, state = _muon(network, gates_i, state, factors, omega, muon, asked)
+                if said is not None:
+                    y.append(said)
             state, window = close_segments(state, L, segment_length), seen.last(held)
     return torch.cat(y, dim=2) if y else v[:, :, :0], state, window
 
@@ -160,31 +160,19 @@ def omega_recurrent(
 
 
 def _muon(
-    network: Network, gates: Gates, state: FastState, factors: Sequence[Factors], omega: Tensor, steps: int
-) -> tuple[list[Float[Tensor, "B H L I O"]], tuple[Tensor, ...]]:
-    """W_1 ... W_L, all formed, and S_L."""
+    network: Network, gates: Gates, state: FastState, factors: Sequence[Factors], omega: Tensor, steps: int, q: Keys | None
+) -> tuple[Values | None, FastState]:
+    """What is read, and the state at the chunk's end."""
     kept = gates.keep.cumsum(-1)
-    stepped = products(kept) * gates.step[..., None, :]
-    summed = omega
+    taken = products(kept) * gates.step[..., None, :]
+    kept = kept.exp()
+    summed, carried = omega, None
     if gates.momentum is not None:
         carried = gates.momentum.cumsum(-1)
-        summed = products(carried) @ omega
-    weights, momentum = [], []
-    for i, of in enumerate(factors):
-        S = (summed[..., None] * of.inputs[:, :, None]).mT @ of.errors[:, :, None]
-        if gates.momentum is not None:
-            S = S + carried.exp()[..., None, None] * state.momentum[i][:, :, None]
-            momentum.append(S[:, :, -1].clone())  # not a view, which would keep all of S
-        steps_taken = stepped @ newton_schulz(S, steps).flatten(3)
-        W = kept.exp()[..., None, None] * state.weights[i][:, :, None]
-        weights.append(W - steps_taken.view_as(S))
-    return weights, tuple(momentum)
-
-
-def _read(network: Network, q: Keys, weights: Sequence[Tensor]) -> Values:
-    """M_{W_t}(q_t) with weights that are formed."""
-
-    def product(i: int, layer: Fast, X: Tensor) -> Tensor:
-        return X @ weights[i]
-
-    return network.run(q[..., None, :], product)[..., 0, :]
+        summed, carried = products(carried) @ omega, carried.exp()
+    carry = state.momentum or [None] * len(factors)
+    every = [momenta(of, S, carried, summed, steps) for of, S in zip(factors, carry, strict=True)]
+    y = None if q is None else network.run(q, lambda i, layer, X: read_by_muon(X, state.weights[i], every[i], kept, taken))
+    ends = [moved_by_muon(W, S, kept[..., -1], taken[..., -1, :], summed[..., -1, :]) for W, S in zip(state.weights, every, strict=True)]
+    weights, momentum = zip(*ends, strict=True)
+    return y, state._replace(weights=weights, momentum=momentum if state.momentum else ())
