@@ -3,11 +3,12 @@
     pip install titans-pytorch
     python benchmarks/titans.py --json benchmarks/results/titans_speed.json
 
-The peer is measured in the three ways in which it can be asked for segments of 64 tokens:
+The peer is measured in the ways in which it can be asked for segments of 64 tokens:
 
+    chunk 64, batch 64       gates by chunk, gradients at each chunk's first weights: `steps="segment"` here, one function without the norm
+                             (`agreement` says how far the outputs of the two are apart, in float64)
     chunk 64                 gates by chunk, all gradients at the sequence's first weights: no recurrence of gradients at all
-    chunk 64, batch 64       gates by chunk, gradients at each chunk's first weights
-    chunk 1, batch 64        gates by token, gradients at each chunk's first weights: the paper's function, and the one computed here
+    chunk 1, batch 64        gates by token, gradients at each chunk's first weights: the paper's function, `steps="token"` here
 
 and beside Gated DeltaNet and the other memories that learn while they read, ATLAS' family and Miras' three (`--only family`): one layer of
 width 256 at its defaults, but with heads so small that their features are few.
@@ -33,6 +34,7 @@ from memseq.memories.miras import MemoraConfig, MonetaConfig, YaadConfig
 from memseq.memories.titans import TitansConfig
 from memseq.ops.fast_network import mlp
 from memseq.ops.titans import FastState, Gates, titans_chunkwise, titans_scan
+from memseq.ops.titans_segments import GatheredState, SegmentGates, segments_chunkwise
 from memseq.recipes.machine import describe
 from memseq.state import state_bytes
 from memseq.training.live_bytes import LiveBytes
@@ -46,6 +48,37 @@ def ours(depth: int, **options: Any) -> Callable[[], None]:
         torch.randn(B, T, D, requires_grad=True),
     )
     return lambda: memory(x, memory.init_state(B))[0].sum().backward()
+
+
+def agreement(depth: int) -> float | None:
+    """The largest difference between the peer's outputs and those of `ops/titans_segments.py` at the peer's projections and gates."""
+    try:
+        from titans_pytorch.neural_memory import NeuralMemory
+    except ImportError:
+        return None
+    b, n, d, heads, chunk = 2, 200, 32, 4, 16
+    options = {"chunk_size": chunk, "batch_size": chunk, "mem_model_norm_add_residual": False, "init_adaptive_step_bias": -4.0}
+    memory = NeuralMemory(
+        dim=d, heads=heads, dim_head=d // heads, default_model_kwargs={"depth": depth, "expansion_factor": 4.0}, **options
+    ).double()
+    x = torch.randn(b, n, d, dtype=torch.float64)
+    with torch.no_grad():
+        stored, asked = memory.store_norm(x), memory.retrieve_norm(x)
+        q, k, v = (
+            z.unflatten(-1, (heads, -1)).transpose(1, 2)
+            for z in (memory.to_queries(asked), memory.to_keys(stored), memory.to_values(stored))
+        )
+        forget, momentum, step = (
+            gate[0](stored).transpose(1, 2) for gate in (memory.to_decay_factor, memory.to_momentum, memory.to_adaptive_step)
+        )
+        gates = SegmentGates(forget, momentum, step.sigmoid() * 2 / k.shape[-1])  # its loss is a mean of squares, ours half their sum
+        weights = tuple(W.expand(b, *W.shape) for W in memory.memory_model_parameters)
+        nothing = tuple(torch.zeros_like(W) for W in weights)
+        state = GatheredState(weights, nothing, nothing, torch.zeros(b, heads, 2, dtype=torch.float64), torch.zeros(b, dtype=torch.int64))
+        network = mlp((k.shape[-1], *[4 * k.shape[-1]] * (depth - 1), k.shape[-1]))
+        said = segments_chunkwise(network, q, k, v, gates, state, segment_length=chunk)[0]
+        y = memory.combine_heads((said * memory.retrieve_gate(asked)).transpose(1, 2).flatten(2))
+        return float((y - memory(x)[0]).abs().max())
 
 
 def peer(depth: int, **options: Any) -> Callable[[], None] | None:
@@ -149,22 +182,26 @@ def main() -> None:
         "--only", choices=("speed", "forms", "latency", "family"), help="measure this alone, and keep what the file has of the rest"
     )
     parser.add_argument(
-        "--peer-path", metavar="DIR", help="where titans-pytorch was installed with pip --target, if not in this environment"
+        "--peer-path", metavar="DIR", nargs="+", default=[], help="where titans-pytorch and what it needs were installed with pip --target"
     )
     parser.add_argument("--slow", action="store_true", help="the peer with gates by token too: minutes")
     a = parser.parse_args()
     torch.set_num_threads(1)
-    if a.peer_path:
-        sys.path.append(a.peer_path)
+    sys.path += a.peer_path
     result: dict[str, Any] = json.loads(a.json.read_text()) if a.json and a.only and a.json.exists() else {}
     result |= {"machine": describe(), "shape": {"B": B, "T": T, "D": D, "heads": H, "segment": L}}
     if a.only in (None, "speed"):
         for depth in (1, 2):
+            same: dict[str, Any] = {"steps": "segment", "conv_width": 1, "gradient_limit": None}
             contenders: dict[str, Any] = {
                 "memseq": ours(depth),
                 "memseq, normed as the peer": ours(depth, form="normed", step=0.01),
+                "memseq, by segment": ours(depth, steps="segment"),
+                "memseq, by segment, as the peer without norm": ours(depth, **same),
+                "memseq, by segment, normed as the peer": ours(depth, **same, form="normed", step=0.01),
                 "peer, chunk 64": peer(depth, chunk_size=L),
                 "peer, chunk 64, batch 64": peer(depth, chunk_size=L, batch_size=L),
+                "peer, chunk 64, batch 64, without norm": peer(depth, chunk_size=L, batch_size=L, mem_model_norm_add_residual=False),
             }
             if a.slow and depth == 1:
                 contenders["peer, chunk 1, batch 64"] = peer(depth, chunk_size=1, batch_size=L)
@@ -172,8 +209,9 @@ def main() -> None:
             for name, row in rows.items():
                 row |= {"tokens_per_second": round(B * T / row["seconds"]), "speed of memseq": row["seconds"] / rows["memseq"]["seconds"]}
                 times = f"{row['tokens_per_second']:8} tokens/s, {row['bytes'] / 1e6:5.0f} MB, x {row['speed of memseq']:.2f}"
-                print(f"depth {depth}  {name:30} {times}", flush=True)
+                print(f"depth {depth}  {name:45} {times}", flush=True)
             result[f"depth {depth}"] = rows
+            result[f"agreement, depth {depth}"] = agreement(depth)
             save(result, a.json)
     if a.only in (None, "forms"):
         for depth in (1, 2):

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from memseq.errors import ConfigError
-from memseq.ops.fast_network import Activation, Linear, Network, mlp
+from memseq.ops.fast_network import Activation, Linear, Network, Norm, mlp
 
 F64 = torch.float64
 NETWORKS = {
@@ -29,12 +30,22 @@ def formed(network, factors):
     return [layer.summed(of, ones) for layer, of in zip(network.fast, factors, strict=True)]
 
 
+def by_layers(network, x, weights):
+    """M(x) of functions that torch differentiates as often as one likes."""
+    u, left = x, list(weights)
+    for layer in network.layers:
+        u = F.layer_norm(u, u.shape[-1:], eps=1e-5) if isinstance(layer, Norm) else layer.enter(u)
+        u = layer.times(u, left.pop(0)) if isinstance(layer, Linear | Norm) else u
+    return x + u if network.residual else u
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_factors_are_the_gradient_of_the_loss(name):
     network = NETWORKS[name]
     k, weights = torch.randn(2, 2, 5, 4, dtype=F64), weights_of(network, 2, 2)
     prediction, way = network.kept(k, weights)
     assert_close(prediction, network(k, weights), rtol=1e-12, atol=1e-12)
+    assert_close(prediction, by_layers(network, k, weights), rtol=1e-12, atol=1e-12)
     v = torch.randn_like(prediction)
     wanted = torch.autograd.grad(0.5 * (network(k, weights) - v).square().sum(), weights)
     for found, true in zip(formed(network, network.factors(prediction - v, way, weights)), wanted, strict=True):
@@ -52,7 +63,7 @@ def test_the_gradient_of_the_gradient_is_that_of_autograd(name):
         prediction, way = network.kept(k, weights)
         return formed(network, network.factors(prediction - v, way, weights))
 
-    by_torch = torch.autograd.grad(0.5 * (network(k, weights) - v).square().sum(), weights, create_graph=True)
+    by_torch = torch.autograd.grad(0.5 * (by_layers(network, k, weights) - v).square().sum(), weights, create_graph=True)
     seeds = [torch.randn_like(g) for g in by_torch]
     second = [
         torch.autograd.grad(sum((g * s).sum() for g, s in zip(u, seeds, strict=True)), sources, allow_unused=True, materialize_grads=True)

@@ -13,7 +13,11 @@ M is a perceptron of `depth` layers (`form`: as it is, or on a residual path); i
 form (`ops/titans.py`): matrix products over a chunk, no weights by token. Nothing a stream reads makes it diverge: a key has
 length one, a token's gradient is softly bounded by `gradient_limit`, and gates lie inside (0, 1).
 
-State: weights and momentum, 8 B H |W| bytes, and the segment's anchor, 4 B H |W| more inside a segment; the convolution's last inputs.
+With `steps="segment"` the weights move once a segment, by all of its gradients, with the mean of its gates (`ops/titans_segments.py`): a
+cheaper function, that of the package titans-pytorch, in which a token is not read before its segment is full.
+
+State: weights and momentum, 8 B H |W| bytes, and inside a segment its anchor (or what it gathered), 4 B H |W| more; the convolution's
+last inputs.
 """
 
 from dataclasses import dataclass
@@ -24,19 +28,20 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from memseq.contract import Memory
+from memseq.contract import Memory, empty
 from memseq.errors import ConfigError
 from memseq.layers.attention import check_heads
 from memseq.layers.fast_weights import Associations, Logits, Readout, check_descent, first_state, first_weights, logit
 from memseq.layers.sizes import check_at_least_one
 from memseq.ops.fast_network import Network, mlp
 from memseq.ops.titans import FastState, Gates, titans_chunkwise, titans_online_linear
+from memseq.ops.titans_segments import GatheredState, SegmentGates, segments_chunkwise
 
 __all__ = ["TitansConfig", "TitansMemory", "TitansState"]
 
 
 class TitansState(NamedTuple):
-    fast: FastState  # weights, momentum, anchor, and the position in the segment, on the host
+    fast: FastState | GatheredState  # weights, momentum, anchor or what was gathered, and the position in the segment, on the host
     tail: Float[Tensor, "B W C"]  # what the convolution still sees
 
 
@@ -45,6 +50,7 @@ class TitansConfig:
     d_model: int
     n_heads: int = 4
     segment_length: int = 64  # b: tokens whose gradients are taken at one anchor; part of the function
+    steps: Literal["token", "segment"] = "token"  # whether the weights move at every token, or once a segment
     depth: int = 2  # layers of M; 1 is a matrix
     expansion: int = 4  # hidden units of M, in the size of a head
     activation: Literal["gelu", "silu", "tanh"] = "gelu"
@@ -65,6 +71,8 @@ class TitansConfig:
             raise ConfigError(f"activation must be 'gelu', 'silu' or 'tanh', got {self.activation!r}")
         if self.form not in ("plain", "residual", "normed"):
             raise ConfigError(f"form must be 'plain', 'residual' or 'normed', got {self.form!r}")
+        if self.steps not in ("token", "segment"):
+            raise ConfigError(f"steps must be 'token' or 'segment', got {self.steps!r}")
         check_descent(self)
 
     @property
@@ -94,7 +102,14 @@ class TitansMemory(Memory[TitansState]):
         self.readout = Readout(config.d_model, config.n_heads)
 
     def init_state(self, batch_size: int) -> TitansState:
-        fast = first_state(self.first, batch_size, momentum=self.config.momentum is not None)
+        c = self.config
+        fast: Any = first_state(self.first, batch_size, momentum=c.momentum is not None)
+        if c.steps == "segment":
+            n_gates = (c.forget is not None) + (c.momentum is not None)
+            nothing = tuple(empty(W, *W.shape) for W in fast.weights)
+            fast = GatheredState(
+                fast.weights, fast.momentum, nothing, fast.weights[0].new_zeros(batch_size, c.n_heads, n_gates), fast.position
+            )
         return TitansState(fast, self.associate.init_tail(batch_size))
 
     def forward(self, x: Float[Tensor, "B T D"], state: TitansState) -> tuple[Float[Tensor, "B T D"], TitansState]:
@@ -112,10 +127,22 @@ class TitansMemory(Memory[TitansState]):
         momentum = None if c.momentum is None else F.logsigmoid(logits.pop())
         return Gates(torch.zeros_like(step) if c.forget is None else F.logsigmoid(-logits.pop()), momentum, step)
 
+    def segment_gates(self, x: Float[Tensor, "B T D"]) -> SegmentGates:
+        """What each token of x says about forgetting and momentum of its segment, before the sigmoid, and its step."""
+        c, logits = self.config, list(self.rates(x))
+        step = c.step_limit * logits.pop().sigmoid()
+        momentum = None if c.momentum is None else logits.pop()
+        return SegmentGates(None if c.forget is None else logits.pop(), momentum, step)
+
     def _learn(self, x: Tensor, state: TitansState, *, reading: bool) -> tuple[Tensor, TitansState]:
         c = self.config
         q, k, v, tail = self.associate(x, state.tail)
-        asked, gates = q if reading else None, self.gates(x)
+        asked = q if reading else None
+        if isinstance(state.fast, GatheredState):
+            options: dict[str, Any] = {"segment_length": c.segment_length, "limit": c.gradient_limit}
+            o, fast = segments_chunkwise(self.network, asked, k, v, self.segment_gates(x), state.fast, **options)
+            return o, TitansState(fast, tail)
+        gates = self.gates(x)
         if self._solvable:
             o, fast = titans_online_linear(asked, k, v, gates, state.fast, chunk_size=c.chunk_size)
         else:

@@ -1,7 +1,8 @@
 """The fast network M: a small network whose weights are a state, and the gradient of its loss, written by hand.
 
 A stream's memory (Titans, ATLAS, Miras) is such a network; every head of every stream has weights of its own. A network is a
-tuple of layers, each in two parts: X = enter(u), which has no weights, and the product of X with the layer's fast weights.
+tuple of layers, each in two parts: X = enter(u), which has no weights, and the product of X with the layer's fast weights. `keep` is
+`enter` for those who come back: with what `leave` needs to take a gradient from X to u.
 
     Linear       X = u, or [u | 1] with a bias        u' = X W           W [I, O]: the bias is its last row
     Norm         X = (u - mean u) / std u             u' = X * gain      gain [O]
@@ -29,7 +30,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memseq.errors import ConfigError
-from memseq.ops.mixed_products import MixedProduct, Moved, SquaredGradient
+from memseq.ops.mixed_products import MixedProduct, Moved, SquaredGradient, Stepped
+from memseq.ops.normalize import standard, standard_back
 
 __all__ = ["Activation", "Factors", "Fast", "Gated", "Layer", "Linear", "Mixture", "Network", "Norm", "mlp"]
 
@@ -66,8 +68,11 @@ class Linear:
     def shape(self) -> tuple[int, ...]:
         return self.inputs + self.bias, self.outputs
 
-    def enter(self, u: Tensor) -> tuple[Tensor, Any]:
-        return (F.pad(u, (0, 1), value=1.0) if self.bias else u), None
+    def enter(self, u: Tensor) -> Tensor:
+        return F.pad(u, (0, 1), value=1.0) if self.bias else u
+
+    def keep(self, u: Tensor) -> tuple[Tensor, Any]:
+        return self.enter(u), None
 
     def leave(self, g: Tensor, kept: Any) -> Tensor:
         return g[..., :-1] if self.bias else g
@@ -91,6 +96,12 @@ class Linear:
         S_row = (None, None) if carried is None else (carried.weights, carried.surprise)
         return Moved.apply(W, S, of.inputs, of.errors, end.weights, end.momentum, end.surprise, *S_row)
 
+    def stepped(
+        self, W: Tensor, S: Tensor | None, of: Factors, step: Tensor, keep: Tensor | None, eta: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """keep W + S' and S' = eta S - sum_j step_j X_j^T g_j."""
+        return Stepped.apply(W, S, of.inputs, of.errors, step, keep, eta)
+
     def squared(self, of: Factors) -> Float[Tensor, "... T"]:
         """The squared norm of each token's gradient."""
         return SquaredGradient.apply(of.inputs, of.errors)
@@ -104,15 +115,15 @@ class Norm:
     def shape(self) -> tuple[int, ...]:
         return (self.size,)
 
-    def enter(self, u: Tensor) -> tuple[Tensor, Any]:
-        centred = u - u.mean(-1, keepdim=True)
-        scale = (centred.square().mean(-1, keepdim=True) + EPS).rsqrt()
-        X = centred * scale
+    def enter(self, u: Tensor) -> Tensor:
+        return self.keep(u)[0]
+
+    def keep(self, u: Tensor) -> tuple[Tensor, Any]:
+        X, scale = standard(u, EPS)
         return X, (X, scale)
 
     def leave(self, g: Tensor, kept: Any) -> Tensor:
-        X, scale = kept
-        return (g - g.mean(-1, keepdim=True) - X * (g * X).mean(-1, keepdim=True)) * scale
+        return standard_back(g, *kept)
 
     def times(self, X: Tensor, W: Tensor) -> Tensor:
         return X * W[..., None, :]
@@ -133,6 +144,12 @@ class Norm:
             return W_end, None
         return W_end + end.momentum[..., None] * S, carried.weights[..., None] * S - self.summed(of, carried.surprise)
 
+    def stepped(
+        self, W: Tensor, S: Tensor | None, of: Factors, step: Tensor, keep: Tensor | None, eta: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        S_end = -self.summed(of, step) if S is None or eta is None else eta[..., None] * S - self.summed(of, step)
+        return (W if keep is None else keep[..., None] * W) + S_end, S_end
+
     def squared(self, of: Factors) -> Float[Tensor, "... T"]:
         return (of.inputs * of.errors).square().sum(-1)
 
@@ -141,25 +158,32 @@ class Norm:
 class Activation:
     kind: Kind = "gelu"
 
-    def enter(self, u: Tensor) -> tuple[Tensor, Any]:
-        return _CURVES[self.kind].value(u), u
+    def enter(self, u: Tensor) -> Tensor:
+        return _CURVES[self.kind].value(u)
+
+    def keep(self, u: Tensor) -> tuple[Tensor, Any]:
+        return _ValueAndSlope.apply(u, self.kind)
 
     def leave(self, g: Tensor, kept: Any) -> Tensor:
-        return _Slope.apply(g, kept, self.kind)
+        return g * kept
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gated:
     kind: Kind = "silu"
 
-    def enter(self, u: Tensor) -> tuple[Tensor, Any]:
+    def enter(self, u: Tensor) -> Tensor:
         gate, value = u.chunk(2, dim=-1)
-        opened = _CURVES[self.kind].value(gate)
-        return opened * value, (gate, opened, value)
+        return _CURVES[self.kind].value(gate) * value
+
+    def keep(self, u: Tensor) -> tuple[Tensor, Any]:
+        gate, value = u.chunk(2, dim=-1)
+        opened, slope = _ValueAndSlope.apply(gate, self.kind)
+        return opened * value, (opened, slope, value)
 
     def leave(self, g: Tensor, kept: Any) -> Tensor:
-        gate, opened, value = kept
-        return torch.cat([_Slope.apply(g * value, gate, self.kind), g * opened], dim=-1)
+        opened, slope, value = kept
+        return torch.cat([g * value * slope, g * opened], dim=-1)
 
 
 Fast = Linear | Norm  # a layer with fast weights
@@ -186,7 +210,7 @@ class Network:
         """M with `product(i, layer, X)` in the place of X times the i-th fast weight."""
         u, i = x, 0
         for layer in self.layers:
-            u, _ = layer.enter(u)
+            u = layer.enter(u)
             if isinstance(layer, Fast):
                 u, i = product(i, layer, u), i + 1
         return x + u if self.residual else u
@@ -199,7 +223,7 @@ class Network:
         """M(x), and what `factors` needs of the way there."""
         u, way, i = x, [], 0
         for layer in self.layers:
-            u, kept = layer.enter(u)
+            u, kept = layer.keep(u)
             way.append((u, kept))
             if isinstance(layer, Fast):
                 u, i = layer.times(u, weights[i]), i + 1
@@ -241,26 +265,30 @@ def mlp(
     return Network(layers=(*layers, Norm(size=sizes[-1])) if norm else tuple(layers), residual=residual)
 
 
-class _Slope(torch.autograd.Function):
-    """g act'(u) in one pass. Its own gradient needs act'', which torch writes out in many passes or not at all."""
+class _ValueAndSlope(torch.autograd.Function):
+    """act(u) and act'(u), with one gradient for both: act' is taken once, and act'' torch writes out in many passes or not at all."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, u: Tensor, kind: Kind) -> Tensor:
-        ctx.save_for_backward(g, u)
+    def forward(ctx: Any, u: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
+        slope = _CURVES[kind].slope(u)
+        ctx.save_for_backward(u, slope)
+        ctx.set_materialize_grads(False)
         ctx.kind = kind
-        return _CURVES[kind].back(g, u)
+        return _CURVES[kind].value(u), slope
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor, None]:
-        g, u = ctx.saved_tensors
-        curve = _CURVES[ctx.kind]
-        return curve.back(d, u), curve.bend(u).mul_(d).mul_(g), None
+    def backward(ctx: Any, *d: Any) -> tuple[Tensor | None, None]:
+        (u, slope), (d_value, d_slope) = ctx.saved_tensors, d
+        if d_slope is None:
+            return None if d_value is None else d_value * slope, None
+        bend = _CURVES[ctx.kind].bend(u).mul_(d_slope)
+        return (bend if d_value is None else bend.addcmul_(d_value, slope)), None
 
 
 class _Curve(NamedTuple):
     value: Callable[[Tensor], Tensor]  # act(u)
-    back: Callable[[Tensor, Tensor], Tensor]  # g act'(u)
+    slope: Callable[[Tensor], Tensor]  # act'(u)
     bend: Callable[[Tensor], Tensor]  # act''(u)
 
 
@@ -268,6 +296,11 @@ def _gelu_bend(u: Tensor) -> Tensor:
     """(2 - u^2) times the normal density."""
     square = u * u
     return (square * -0.5).exp_().mul_(square.neg_().add_(2)).mul_(1 / math.sqrt(2 * math.pi))
+
+
+def _silu_slope(u: Tensor) -> Tensor:
+    s = torch.sigmoid(u)
+    return s * (1 + u * (1 - s))
 
 
 def _silu_bend(u: Tensor) -> Tensor:
@@ -280,8 +313,12 @@ def _tanh_bend(u: Tensor) -> Tensor:
     return -2 * value * (1 - value * value)
 
 
+def _tanh_slope(u: Tensor) -> Tensor:
+    return 1 - torch.tanh(u).square()
+
+
 _CURVES = {
-    "gelu": _Curve(F.gelu, torch.ops.aten.gelu_backward, _gelu_bend),
-    "silu": _Curve(F.silu, torch.ops.aten.silu_backward, _silu_bend),
-    "tanh": _Curve(torch.tanh, lambda g, u: torch.ops.aten.tanh_backward(g, torch.tanh(u)), _tanh_bend),
+    "gelu": _Curve(F.gelu, lambda u: torch.ops.aten.gelu_backward(torch.ones_like(u), u), _gelu_bend),
+    "silu": _Curve(F.silu, _silu_slope, _silu_bend),
+    "tanh": _Curve(torch.tanh, _tanh_slope, _tanh_bend),
 }

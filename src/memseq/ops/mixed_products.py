@@ -4,6 +4,7 @@ Source: the dual form of `docs/systems/titans.md`. W and S are weights and momen
 
     MixedProduct       Z_t W_t    = beta_t Z_t W + f_t Z_t S - sum_j G_tj (Z_t . X_j) g_j
     Moved              W_L, S_L   = beta W + f S - sum_j G_j u_j,   m S - sum_j A_j u_j
+    Stepped            S', W'     = eta S - sum_j theta_j u_j,   keep W + S'
     SquaredGradient    |u_j|^2    = |X_j|^2 |g_j|^2
 
 Of a product's two sides the narrower is scaled by token: on a processor a pass over the wider one costs a good part of the product.
@@ -106,6 +107,36 @@ class Moved(torch.autograd.Function):
         return d_W, d_S, d_X.neg_(), d_g.neg_(), d_beta, _dot(d_W_end, S), d_G, _dot(d_S_end, S), d_A
 
 
+class Stepped(torch.autograd.Function):
+    """W' = keep W + S' and S' = eta S - (X * theta)^T g; `keep` None is 1, S or `eta` None is 0."""
+
+    @staticmethod
+    def forward(ctx: Any, W, S, X, g, theta, keep, eta) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(W, S, X, g, theta, keep, eta)
+        ctx.set_materialize_grads(False)
+        S_end = _less(torch.zeros_like(W) if eta is None else S * eta[..., None, None], X, g, theta)
+        return W + S_end if keep is None else torch.addcmul(S_end, W, keep[..., None, None]), S_end
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_W_end: Any, d_S_end: Any) -> tuple[Tensor | None, ...]:
+        d = d_W_end if d_S_end is None else d_S_end if d_W_end is None else d_W_end + d_S_end
+        if d is None:
+            return (None,) * 7
+        with unrounded(d):
+            return Stepped.gradients(ctx.saved_tensors, d_W_end, d)
+
+    @staticmethod
+    def gradients(saved: Any, d_W_end: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+        W, S, X, g, theta, keep, eta = saved
+        d_X, d_g, d_theta = _back_sum(X, g, -theta, d)
+        d_W, d_keep = d_W_end, None
+        if keep is not None and d_W_end is not None:
+            d_W, d_keep = d_W_end * keep[..., None, None], _dot(d_W_end, W)
+        d_S, d_eta = (None, None) if eta is None else (d * eta[..., None, None], _dot(d, S))
+        return d_W, d_S, d_X, d_g, d_theta, d_keep, d_eta
+
+
 def _back_sum(X: Tensor, g: Tensor, G: Tensor, d: Tensor, onto: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of (X * G)^T g in X and g, added to `onto`, and of minus that in G."""
     if X.shape[-1] <= g.shape[-1]:
@@ -133,8 +164,8 @@ def _add(out: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product of matrices."""
-    return (a * b).sum((-1, -2))
+    """The inner product of matrices: read once, nothing written."""
+    return (a.flatten(-2)[..., None, :] @ b.flatten(-2)[..., None])[..., 0, 0]
 
 
 class SquaredGradient(torch.autograd.Function):
