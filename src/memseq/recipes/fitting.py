@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from memseq.recipes.machine import describe
+from memseq.state import state_bytes
 from memseq.training.curriculum import Curriculum
 from memseq.training.optim import AdamWConfig, clip_gradients
 
-__all__ = ["Table", "as_wide", "fit", "fit_stages", "fit_within", "verdict", "weights", "weights_of"]
+__all__ = ["Table", "as_wide", "facts", "fit", "fit_stages", "fit_within", "verdict", "weights", "weights_of"]
 
 Row = dict[str, Any]
 Claims = Callable[[list[Row]], dict[str, Any]]  # by name: what was to be reached, and what was
@@ -115,6 +116,22 @@ def fit_stages(
     model.eval()
     reached = {f"{stages}_in_training": curriculum.stages[progress.stage], "mastered_at_share": mastered}
     return {"steps": steps, "cpu_seconds": round(time.process_time() - began, 1), "parameters": weights(model), "lr": lr} | reached
+
+
+def facts(model: Any, *, name: str, seed: int, steps: int, lr: float, seconds: float, read: int = 0) -> dict[str, Any]:
+    """What a row of a comparison tells of its training; bytes of state are those of a stream that has read `read` tokens."""
+    with torch.no_grad():
+        state = model.init_state(1)
+        state = model.advance(torch.zeros(1, read, dtype=torch.int64), state) if read else state
+    return {
+        "name": name,
+        "seed": seed,
+        "steps": steps,
+        "lr": lr,
+        "cpu_seconds": round(seconds, 1),
+        "parameters": weights(model),
+        "state_bytes": state_bytes(state),
+    }
 
 
 def verdict(target: float, reached: float, *, at_most: bool = False) -> dict[str, Any]:

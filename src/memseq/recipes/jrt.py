@@ -30,8 +30,7 @@ from memseq.memories.jrt_rnn import JRTRNNConfig
 from memseq.models.jrt_rnn import JRTRNNLM, JRTRNNLMConfig
 from memseq.models.stack import StackConfig
 from memseq.ops.linear_attention import decay_chunkwise, delta_chunkwise
-from memseq.recipes.fitting import Table, fit, weights
-from memseq.state import state_bytes
+from memseq.recipes.fitting import Table, facts, fit
 from memseq.tasks.mqar import MQARTask
 from memseq.tasks.set_disjointness import SetDisjointnessTask
 from memseq.tasks.task import IGNORE, Task
@@ -101,15 +100,8 @@ def run(what: JRTRun, *, seed: int = 0) -> dict[str, Any]:
         return F.cross_entropy(logits_of(model, batch.inputs).flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE)
 
     seconds = fit(model, loss, steps=what.steps, lr=what.lr, weight_decay=0.01)
-    return {
-        "name": what.name,
-        "seed": seed,
-        "steps": what.steps,
-        "cpu_seconds": round(seconds, 1),
-        "parameters": weights(model),
-        "state_bytes": state_bytes(model.init_state(1)),
-        "accuracy": accuracies(model, what.tasks, rows=what.asked),
-    }
+    told = facts(model, name=what.name, seed=seed, steps=what.steps, lr=what.lr, seconds=seconds)
+    return told | {"accuracy": accuracies(model, what.tasks, rows=what.asked)}
 
 
 @torch.no_grad()

@@ -38,8 +38,7 @@ from memseq.memories.retnet import RetNetConfig
 from memseq.memories.rwkv6 import RWKV6Config
 from memseq.memories.rwkv7 import RWKV7Config
 from memseq.models.stack import StackConfig
-from memseq.recipes.fitting import Table, fit, weights
-from memseq.state import state_bytes
+from memseq.recipes.fitting import Table, facts, fit
 from memseq.tasks.mqar import MQARTask
 
 __all__ = ["ENDS", "RATES", "PairsRun", "best_rates", "contenders", "main", "model_of", "run"]
@@ -111,16 +110,8 @@ def run(what: PairsRun, *, seed: int = 0, questions: int = 0) -> dict[str, Any]:
         return total / count
 
     seconds = fit(model, loss, steps=len(tasks), lr=what.lr)
-    return {
-        "name": what.name,
-        "seed": seed,
-        "lr": what.lr,
-        "steps": len(tasks),
-        "cpu_seconds": round(seconds, 1),
-        "parameters": weights(model),
-        "state_bytes": state_bytes(model(torch.zeros(1, 64, dtype=torch.int64), model.init_state(1))[1]),
-        "accuracy": {str(n): round(accuracy(model, n, rows=what.asked, seed=questions + n), 4) for n in ASKED},
-    }
+    told = facts(model, name=what.name, seed=seed, steps=len(tasks), lr=what.lr, seconds=seconds, read=64)
+    return told | {"accuracy": {str(n): round(accuracy(model, n, rows=what.asked, seed=questions + n), 4) for n in ASKED}}
 
 
 @torch.no_grad()

@@ -28,8 +28,7 @@ from torch import Tensor
 from memseq.memories.gated_deltanet import GatedDeltaNetConfig
 from memseq.memories.mom import MoMConfig, MoMState
 from memseq.models.stack import StackConfig
-from memseq.recipes.fitting import Table, fit, weights
-from memseq.state import state_bytes
+from memseq.recipes.fitting import Table, facts, fit
 from memseq.tasks.interleaved import InterleavedRecallTask
 from memseq.tasks.mqar import MQARTask
 from memseq.tasks.task import Task
@@ -107,16 +106,7 @@ def run(what: MoMRun, *, seed: int = 0) -> dict[str, Any]:
         return total / count
 
     seconds = fit(model, loss, steps=steps, lr=lr, weight_decay=0.01)
-    return {
-        "name": what.name,
-        "seed": seed,
-        "lr": lr,
-        "steps": steps,
-        "cpu_seconds": round(seconds, 1),
-        "parameters": weights(model),
-        "state_bytes": state_bytes(model.init_state(1)),
-        **ask(model, asked, rows=what.asked),
-    }
+    return facts(model, name=what.name, seed=seed, steps=steps, lr=lr, seconds=seconds) | ask(model, asked, rows=what.asked)
 
 
 @torch.no_grad()

@@ -29,8 +29,7 @@ from memseq.memories.sliding_window import SlidingWindowConfig
 from memseq.memories.titans import TitansConfig
 from memseq.models.stack import StackConfig
 from memseq.models.titans_mag import MAG
-from memseq.recipes.fitting import Table, fit, weights
-from memseq.state import state_bytes
+from memseq.recipes.fitting import Table, facts, fit
 from memseq.tasks.task import IGNORE, Batch, Task, choose_distinct
 
 __all__ = ["RewrittenTask", "TitansRun", "claims", "contenders", "main", "run"]
@@ -145,16 +144,8 @@ def run(what: TitansRun, *, seed: int = 0) -> dict[str, Any]:
         return total / count
 
     seconds = fit(model, loss, steps=len(steps), lr=what.lr)
-    return {
-        "name": what.name,
-        "seed": seed,
-        "steps": len(steps),
-        "lr": what.lr,
-        "cpu_seconds": round(seconds, 1),
-        "parameters": weights(model),
-        "state_bytes": state_bytes(model.advance(torch.zeros(1, 8, dtype=torch.int64), model.init_state(1))),
-        "accuracy": {str(n): accuracy(model, RewrittenTask(episodes=n), rows=what.asked) for n in ASKED},
-    }
+    told = facts(model, name=what.name, seed=seed, steps=len(steps), lr=what.lr, seconds=seconds, read=8)
+    return told | {"accuracy": {str(n): accuracy(model, RewrittenTask(episodes=n), rows=what.asked) for n in ASKED}}
 
 
 @torch.no_grad()

@@ -31,9 +31,8 @@ from memseq.memories.sliding_window import SlidingWindowConfig
 from memseq.memories.titans import TitansConfig
 from memseq.models.stack import StackConfig
 from memseq.models.titans_mag import MAG
-from memseq.recipes.fitting import Table, fit, weights
+from memseq.recipes.fitting import Table, facts, fit
 from memseq.recipes.machine import keep_freed_memory
-from memseq.state import state_bytes
 from memseq.tasks.needles import WORDS, NeedleTask
 from memseq.tasks.prose import dice
 from memseq.tasks.task import IGNORE, Batch
@@ -123,16 +122,9 @@ def run(what: NeedlesRun, *, seed: int = 0) -> dict[str, Any]:
         return total / count
 
     seconds = fit(model, loss, steps=len(steps), lr=what.lr)
-    return {
-        "name": what.name,
-        "seed": seed,
-        "steps": len(steps),
-        "lr": what.lr,
-        "cpu_seconds": round(seconds, 1),
-        "parameters": weights(model),
-        "state_bytes": state_bytes(model.advance(torch.zeros(1, 64, dtype=torch.int64), model.init_state(1))),
-        "right": {str(n): {kind: said_right(model, task, rows=what.asked) for kind, task in kinds(n).items()} for n in what.lengths},
-    }
+    told = facts(model, name=what.name, seed=seed, steps=len(steps), lr=what.lr, seconds=seconds, read=64)
+    right = {str(n): {kind: said_right(model, task, rows=what.asked) for kind, task in kinds(n).items()} for n in what.lengths}
+    return told | {"right": right}
 
 
 @torch.no_grad()
