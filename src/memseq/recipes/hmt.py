@@ -71,12 +71,12 @@ def rows() -> dict[str, Row]:
     hmt = replace(raw, feed="normed")
     return {
         "hmt": Row(model=hmt),
+        "rmt, 1 vector": Row(model=rmt(1)),
+        "rmt, 16 vectors": Row(model=rmt(KEPT)),
         "hmt, causal": Row(model=replace(hmt, query="previous", n_summarised=L), n_before=1),
         "hmt, raw": Row(model=raw),
         "hmt, raw, taught": Row(model=raw, taught=0.3),
-        "rmt, 1 vector": Row(model=rmt(1)),
         "rmt, 1 vector, normed": Row(model=replace(rmt(1), feed="normed")),
-        "rmt, 16 vectors": Row(model=rmt(KEPT)),
         "rmt, 16 vectors, normed": Row(model=replace(rmt(KEPT), feed="normed")),
     }
 
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first", type=int, default=0, help="the first seed (default 0)")
     parser.add_argument("--only", default=None, help="one row, by its name")
     parser.add_argument("--seconds", type=float, default=25.0, help="of training, each, in processor time (default 25)")
-    parser.add_argument("--asked", type=int, default=256, help="samples of each number of topics (default 256)")
+    parser.add_argument("--asked", type=int, default=200, help="samples of each number of topics (default 200)")
     parser.add_argument("--json", help="write the result to this file; rows that it holds are kept")
     given = parser.parse_args(arguments)
     keep_freed_memory()
