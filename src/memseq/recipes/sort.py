@@ -58,7 +58,7 @@ QUESTIONS = 256  # excerpts asked about
 TARGETS = {"learned, with": 0.98, "learned, without": 0.52, "likelihood, with": 0.98}
 
 
-def contenders() -> dict[str, tuple[Any, Any]]:
+def contenders() -> dict[str, tuple[Any, ...]]:
     """The memories of the two blocks, beside their convolutions. Slots are written when the longest excerpt ends, from what attention to
     the open segment, which begins anew there, has made of it: later questions see the excerpt through slots alone."""
     near = SegmentAttentionConfig(d_model=D, n_heads=4, segment_length=READ + 1)
