@@ -119,7 +119,7 @@ def test_bad_configs_are_refused_in_words():
     ):
         with pytest.raises(ConfigError, match=words):
             TitansConfig(**{**SMALL, **options})
-    for name in ("form", "activation"):  # a config file may say anything
+    for name in ("form", "activation", "steps"):  # a config file may say anything
         config = TitansConfig(**SMALL)
         object.__setattr__(config, name, "other")
         with pytest.raises(ConfigError, match=f"{name} must be"):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from random import Random
 
 import torch
 
@@ -10,7 +11,7 @@ from memseq.tasks.task import IGNORE
 
 
 def test_the_answer_is_what_stood_after_the_key():
-    for task in recipe.kinds(128).values():
+    for task in recipe.asked(128).values():
         batch = task.sample(8, seed=0)
         asked = batch.labels != IGNORE
         assert batch.inputs.shape == (8, 127)
@@ -18,6 +19,13 @@ def test_the_answer_is_what_stood_after_the_key():
         text = bytes(batch.inputs[0].tolist()).decode()
         (answer,) = task.answer_in(text[: text.rindex(":") + 1])
         assert text.count(f": {answer}") == 2  # the needle's, and that of the answer
+
+
+def test_numbers_have_as_many_digits_as_they_are_asked_to():
+    lengths = [{len(task._value(Random(i))) for i in range(40)} for task in recipe.kinds(128, (2, 4)).values()]
+    assert lengths[:2] == [{2, 3, 4}] * 2
+    assert {len(recipe.asked(128)["short"]._value(Random(i))) for i in range(9)} == {3}
+    assert {stage.digits[1] for stage in recipe.PARTS["growing"]} == {2, 4, 7}
 
 
 def test_a_repeated_line_asks_what_was_read_before():
@@ -29,7 +37,7 @@ def test_a_repeated_line_asks_what_was_read_before():
 
 
 def test_every_contender_is_trained_and_asked_and_rows_are_kept(monkeypatch, tmp_path):
-    few = {"stages": ((1, True, 70), (1, False, 70)), "batch_size": 2, "asked": 2, "lengths": (70, 100)}
+    few = {"stages": (recipe.Stage(1, True, 70), recipe.Stage(1, False, 70, (2, 3))), "batch_size": 2, "asked": 2, "lengths": (70, 100)}
     rows = {what.name: recipe.run(replace(what, **few)) for what in recipe.contenders()}
     assert all(row["right"].keys() == {"70", "100"} for row in rows.values())
     plain = [row["state_bytes"] for name, row in rows.items() if name != "Titans MAG"]
@@ -41,3 +49,5 @@ def test_every_contender_is_trained_and_asked_and_rows_are_kept(monkeypatch, tmp
         recipe.main(["--seeds", "3", "--only", only, "--json", str(path)])
     assert done == ["Titans LMM", "Titans MAG"]
     assert [row["name"] for row in json.loads(path.read_text())["rows"]] == done
+    recipe.main(["--seeds", "3", "--only", "LMM", "--part", "growing", "--json", str(path)])
+    assert [(row["part"], row["name"]) for row in json.loads(path.read_text())["rows"]][-1] == ("growing", "Titans LMM")

@@ -3,15 +3,18 @@
 Source: the single-needle tasks of RULER (Hsieh et al., arXiv:2404.06654) as Titans (Behrouz et al., arXiv:2501.00663) asks them.
 
     python -m memseq.recipes.titans_needles --json results.json
+    python -m memseq.recipes.titans_needles --part growing --json results.json
 
     passkey    a number of seven digits in one sentence or two over and over
     number     the same in prose
+    short      a number of three digits in prose
     word       one of 576 pairs of words in prose
 
 Tokens are bytes. A line "key: value." stands somewhere in the haystack, and the text ends in "key:", from which the value is to be
 said. That is shorter than RULER's sentences around it, of which a model this small learns nothing in minutes. One model is trained on
 all three kinds. What comes first, for every contender, is a text that is nothing but one such line over and over, where every byte is
-asked: that is where reading back is learned.
+asked: that is where reading back is learned. Numbers have seven digits at once, or grow (`--part growing`): 2 at first, then 2 to 4, then 2
+to 7, in longer and longer texts.
 
 Two blocks of width 64 and about the same bytes of state: the matrices of Gated DeltaNet, weights and momentum of Titans' memory (a
 matrix, L_M = 1 in the paper), the same under MAG with a window of 16 tokens more, and a window of 20 tokens in each of two blocks alone.
@@ -21,7 +24,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +40,7 @@ from memseq.tasks.needles import WORDS, NeedleTask
 from memseq.tasks.prose import dice
 from memseq.tasks.task import IGNORE, Batch
 
-__all__ = ["NeedlesRun", "RepeatedLineTask", "ShortNeedleTask", "contenders", "kinds", "main", "run"]
+__all__ = ["PARTS", "NeedlesRun", "RepeatedLineTask", "ShortNeedleTask", "Stage", "asked", "contenders", "kinds", "main", "run"]
 
 D = 64
 LENGTH = 128  # bytes of a text in training
@@ -48,6 +51,11 @@ class ShortNeedleTask(NeedleTask):
     """A needle "key: value.", asked for by "key:"."""
 
     name: ClassVar[str] = "short needle"
+
+    digits: tuple[int, int] = (7, 7)  # of a number, from and to
+
+    def _value(self, chance: Random) -> str:
+        return _number(chance, self.digits) if self.value == "number" else super()._value(chance)
 
     def _compose(self, chance: Random) -> tuple[str, list[str], str, tuple[str, ...], list[str]]:
         key, value = chance.choice(WORDS), self._value(chance)
@@ -64,6 +72,11 @@ class RepeatedLineTask(NeedleTask):
 
     name: ClassVar[str] = "repeated line"
 
+    digits: tuple[int, int] = (7, 7)
+
+    def _value(self, chance: Random) -> str:
+        return _number(chance, self.digits) if self.value == "number" else super()._value(chance)
+
     def _draw(self, batch_size: int, generator: torch.Generator) -> Batch:
         chance, lines = dice(generator), []
         for _ in range(batch_size):
@@ -76,6 +89,30 @@ class RepeatedLineTask(NeedleTask):
         return Batch(tokens[:, :-1].clone(), labels, {})
 
 
+def _number(chance: Random, digits: tuple[int, int]) -> str:
+    n = chance.randint(*digits)
+    return str(chance.randrange(10 ** (n - 1), 10**n))
+
+
+class Stage(NamedTuple):
+    steps: int
+    repeated: bool  # one line over and over, or a needle
+    n_chars: int
+    digits: tuple[int, int] = (7, 7)  # of numbers, from and to
+
+
+PARTS = {
+    "at once": (Stage(180, True, 80), Stage(180, False, 80), Stage(140, False, LENGTH)),
+    "growing": (
+        Stage(120, True, 40, (2, 2)),
+        Stage(120, True, 56, (2, 4)),
+        Stage(140, True, 80, (2, 7)),
+        Stage(240, False, 80, (2, 7)),
+        Stage(180, False, LENGTH, (2, 7)),
+    ),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class NeedlesRun:
     """One training."""
@@ -83,7 +120,7 @@ class NeedlesRun:
     name: str
     memory: Any
     lr: float = 1.5e-2
-    stages: tuple[tuple[int, bool, int], ...] = ((180, True, 80), (180, False, 80), (140, False, LENGTH))  # steps, repeated lines, bytes
+    stages: tuple[Stage, ...] = PARTS["at once"]
     batch_size: int = 32
     asked: int = 64  # texts of a kind and length
     lengths: tuple[int, ...] = (LENGTH, 4 * LENGTH, 16 * LENGTH)
@@ -99,31 +136,36 @@ def contenders() -> list[NeedlesRun]:
     ]
 
 
-def kinds(n_chars: int) -> dict[str, ShortNeedleTask]:
-    """The three tasks, in texts of `n_chars` bytes."""
+def kinds(n_chars: int, digits: tuple[int, int] = (7, 7)) -> dict[str, ShortNeedleTask]:
+    """The three tasks that are trained, in texts of `n_chars` bytes, with numbers of `digits`."""
     return {
-        "passkey": ShortNeedleTask(n_chars=n_chars, haystack="repeat"),
-        "number": ShortNeedleTask(n_chars=n_chars, haystack="text"),
+        "passkey": ShortNeedleTask(n_chars=n_chars, haystack="repeat", digits=digits),
+        "number": ShortNeedleTask(n_chars=n_chars, haystack="text", digits=digits),
         "word": ShortNeedleTask(n_chars=n_chars, haystack="text", value="word"),
     }
+
+
+def asked(n_chars: int) -> dict[str, ShortNeedleTask]:
+    """What is asked in texts of `n_chars` bytes."""
+    return kinds(n_chars) | {"short": ShortNeedleTask(n_chars=n_chars, haystack="text", digits=(3, 3))}
 
 
 def run(what: NeedlesRun, *, seed: int = 0) -> dict[str, Any]:
     """Train, then ask. Seconds are of this process's processor time."""
     torch.manual_seed(seed)
-    steps = [(repeated, n_chars) for n, repeated, n_chars in what.stages for _ in range(n)]
+    steps = [stage for stage in what.stages for _ in range(stage.steps)]
     model = StackConfig(vocab_size=256, d_model=D, layers=2 * (what.memory,), ff_mult=2.0).build()
 
     def loss(step: int) -> Tensor:
-        repeated, n_chars = steps[step - 1]
-        task = RepeatedLineTask(n_chars=n_chars) if repeated else list(kinds(n_chars).values())[step % 3]
+        _, repeated, n_chars, digits = steps[step - 1]
+        task = RepeatedLineTask(n_chars=n_chars, digits=digits) if repeated else list(kinds(n_chars, digits).values())[step % 3]
         batch = task.sample(what.batch_size, seed=step + 1_000_000 * seed)
         total, count, _ = model.loss(batch.inputs, batch.labels, model.init_state(what.batch_size))
         return total / count
 
     seconds = fit(model, loss, steps=len(steps), lr=what.lr)
     told = facts(model, name=what.name, seed=seed, steps=len(steps), lr=what.lr, seconds=seconds, read=64)
-    right = {str(n): {kind: said_right(model, task, rows=what.asked) for kind, task in kinds(n).items()} for n in what.lengths}
+    right = {str(n): {kind: said_right(model, task, rows=what.asked) for kind, task in asked(n).items()} for n in what.lengths}
     return told | {"right": right}
 
 
@@ -132,24 +174,25 @@ def said_right(model: Any, task: NeedleTask, *, rows: int) -> dict[str, float]:
     """The share of answers said whole, and of their bytes. Whole: the likeliest byte is right everywhere, as greedy generation needs."""
     batch = task.sample(rows, seed=0, split="test")
     said = model(batch.inputs, model.init_state(rows))[0].argmax(-1)
-    asked = batch.labels != IGNORE
-    right = (said == batch.labels) | ~asked
-    return {"answers": round(right.all(1).float().mean().item(), 4), "bytes": round(right[asked].float().mean().item(), 4)}
+    scored = batch.labels != IGNORE
+    right = (said == batch.labels) | ~scored
+    return {"answers": round(right.all(1).float().mean().item(), 4), "bytes": round(right[scored].float().mean().item(), 4)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Titans: needles in texts of 1, 4 and 16 times the length of those in training.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of each row (default 0 1)")
+    parser.add_argument("--part", choices=PARTS, default="at once", help="how numbers are taught (default 'at once')")
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--json", help="write the rows to this file, each as it is measured; what it holds is not repeated")
     given = parser.parse_args(arguments)
     keep_freed_memory()
     table = Table("python -m memseq.recipes.titans_needles", given.json, length=LENGTH)
-    done = {(row["name"], row["seed"]) for row in table.rows}
+    done = {(row["part"], row["name"], row["seed"]) for row in table.rows}
     for seed in given.seeds:
         for what in contenders():
-            if given.only in what.name and (what.name, seed) not in done:
-                table.add(**run(what, seed=seed))
+            if given.only in what.name and (given.part, what.name, seed) not in done:
+                table.add(part=given.part, **run(replace(what, stages=PARTS[given.part]), seed=seed))
 
 
 if __name__ == "__main__":
