@@ -12,7 +12,7 @@ them, and what belongs apart does not interfere. `recipes/mom.py` has the same f
 
 One block of width 64 around memories of one head of 16 x 64 numbers: two blocks where it is said, because a router that reads the token
 cannot bring a pair and its question together in the first. 400 steps of about 1,024 tokens at a rate of 0.015, of 1 pair at first and of
-up to 64 soon. A mixture of four uses all for the first 0.4 of the steps, then one or two; Gated DeltaNet has as many numbers as are used
+up to 64 soon. A mixture of four uses all for the first 0.6 of the steps, then one or two; Gated DeltaNet has as many numbers as are used
 (1,024 or 2,048), and as many as are kept (4,096) as four heads or as one. "from the start" leaves the first phase out. `agreement` is the
 share of the memories that a question reads to which its pair was written, at the best of the three tokens from its value on (by chance
 one or two quarters). Seconds are of processor time.
@@ -51,7 +51,7 @@ class MixtureRun:
     name: str
     memory: Any
     n_layers: int = 1
-    settle: float = 0.4  # share of the steps in which a mixture by keys uses all memories
+    settle: float = 0.6  # share of the steps in which a mixture by keys uses all memories
     steps: int = 400
     lr: float = 1.5e-2
     tokens: int = 1024  # a step
