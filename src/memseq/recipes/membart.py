@@ -1,8 +1,8 @@
 """MemBART's claim: a dialogue of which the encoder reads the last turn only, and the slots remember the others, at one cost a turn.
 
 Source: Wu & Yu, "Stateful Memory-Augmented Transformers for Efficient Dialogue Modeling" (arXiv:2209.07634). The task is
-`tasks/dialogue.py`: every turn tells the value of one of 12 keys and asks for one of 8 values that was told up to eight turns ago. Chance
-is 1/8.
+`tasks/dialogue.py`: every turn tells the value of one of ten keys, one of four, and asks for one that was told up to eight turns ago.
+Chance is 1/4.
 
     python -m memseq.recipes.membart --json results.json
 
@@ -48,7 +48,7 @@ except ModuleNotFoundError:
 __all__ = ["READ", "answers", "bart", "claims", "cost", "main", "pretrained", "run", "wrapped"]
 
 D, SLOTS, BATCH, LR, PRETRAINING = 32, 8, 64, 3e-3, 15.0
-TASK = DialogueTask(reach=9, n_keys=12, n_values=8)
+TASK = DialogueTask(reach=9, n_keys=10, n_values=4)
 U, COUNTED, MORE = TASK.turn_length, 10, 3  # tokens of a turn; turns that count, at the end; turns of a training dialogue beyond its reach
 START = TASK.vocab_size  # the token that opens a reply
 READ = {"membart": 1, "last turn": 1, "nine turns": TASK.reach}  # turns that the encoder reads at once
