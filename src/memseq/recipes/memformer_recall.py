@@ -66,10 +66,10 @@ def question(n_segments: int = 4) -> RecallTask:
     return RecallTask(n_segments=n_segments, segment_length=L, n_noise=0)
 
 
-def memformer(**slots: Any) -> MemformerLMConfig:
+def memformer(n_slots: int = SLOTS, **slots: Any) -> MemformerLMConfig:
     """Two blocks of segment attention that share slots: eight, where nothing else is said."""
     attention = SegmentAttentionConfig(d_model=D, n_heads=4, segment_length=L)
-    config = SlotsConfig(d_model=D, n_heads=4, segment_length=L, **{"n_slots": SLOTS} | slots)
+    config = SlotsConfig(d_model=D, n_heads=4, n_slots=n_slots, segment_length=L, **slots)
     return MemformerLMConfig(vocab_size=question().vocab_size, d_model=D, layers=2 * (attention,), slots=config)
 
 
