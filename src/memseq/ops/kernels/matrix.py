@@ -10,7 +10,8 @@ The backward pass is in `matrix_back.py`. It gets the matrix at the start of eve
 
 Tokens before heads, [B, T, H, ...], as memories project them, so that nothing is copied. Sums are float32; products are float32 as well
 unless `torch.set_float32_matmul_precision` allows TF32. Keys have at most 256 channels, held at once. Chunks are powers of two from 16
-to 64, and of 32 at most where keys have more than 128 channels, whatever `chunk_size` says.
+to 64 at most, to 32 where keys have more than 64 channels and 16 where they have more than 128, whatever `chunk_size` says: the largest
+program of the backward pass then shares 80 KB (64 x 64) to 88 KB (32 x 128), which GPUs of 100 KB have too.
 
 Tested against the definitions under Triton's interpreter, and compiled for sm_80 and sm_90 (`tests/ops/test_triton_*.py`).
 """
@@ -71,7 +72,8 @@ class _Delta(torch.autograd.Function):
 
 
 def _length(chunk_size: int, key_size: int) -> int:
-    return max(16, min(64 if key_size <= 128 else 32, 1 << (chunk_size.bit_length() - 1)))
+    most = 64 if key_size <= 64 else 32 if key_size <= 128 else 16
+    return max(16, min(most, 1 << (chunk_size.bit_length() - 1)))
 
 
 def _read(q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, log_a: Tensor, S: Tensor, L: int) -> tuple[Tensor, ...]:
