@@ -25,7 +25,7 @@ def test_numbers_have_as_many_digits_as_they_are_asked_to():
     lengths = [{len(task._value(Random(i))) for i in range(40)} for task in recipe.kinds(128, (2, 4)).values()]
     assert lengths[:2] == [{2, 3, 4}] * 2
     assert {len(recipe.asked(128)["short"]._value(Random(i))) for i in range(9)} == {3}
-    assert {stage.digits[1] for stage in recipe.PARTS["growing"]} == {2, 4, 7}
+    assert {stage.digits[1] for stage in recipe.PARTS["practised"]} == {7}
 
 
 def test_a_repeated_line_asks_what_was_read_before():
@@ -36,8 +36,22 @@ def test_a_repeated_line_asks_what_was_read_before():
         assert labels[first - 1 :] == (tokens * 2)[: len(labels) - first + 1]
 
 
+def test_repeated_digits_are_all_asked_but_the_first():
+    batch = recipe.RepeatedDigitsTask(n_chars=30).sample(5, seed=1)
+    for tokens, labels in zip(batch.inputs.tolist(), batch.labels.tolist(), strict=True):
+        first = next(i for i, label in enumerate(labels) if label != IGNORE) + 1
+        assert 4 <= first <= 10
+        assert bytes(tokens).isdigit()
+        assert labels[first - 1 :] == (tokens * 2)[: len(labels) - first + 1]
+
+
 def test_every_contender_is_trained_and_asked_and_rows_are_kept(monkeypatch, tmp_path):
-    few = {"stages": (recipe.Stage(1, True, 70), recipe.Stage(1, False, 70, (2, 3))), "batch_size": 2, "asked": 2, "lengths": (70, 100)}
+    few = {
+        "stages": (recipe.Stage(1, "digits", 20), recipe.Stage(1, "lines", 70), recipe.Stage(1, "needles", 70, (2, 3))),
+        "batch_size": 2,
+        "asked": 2,
+        "lengths": (70, 100),
+    }
     rows = {what.name: recipe.run(replace(what, **few)) for what in recipe.contenders()}
     assert all(row["right"].keys() == {"70", "100"} for row in rows.values())
     plain = [row["state_bytes"] for name, row in rows.items() if name != "Titans MAG"]
@@ -49,5 +63,5 @@ def test_every_contender_is_trained_and_asked_and_rows_are_kept(monkeypatch, tmp
         recipe.main(["--seeds", "3", "--only", only, "--json", str(path)])
     assert done == ["Titans LMM", "Titans MAG"]
     assert [row["name"] for row in json.loads(path.read_text())["rows"]] == done
-    recipe.main(["--seeds", "3", "--only", "LMM", "--part", "growing", "--json", str(path)])
-    assert [(row["part"], row["name"]) for row in json.loads(path.read_text())["rows"]][-1] == ("growing", "Titans LMM")
+    recipe.main(["--seeds", "3", "--only", "LMM", "--part", "practised", "--json", str(path)])
+    assert [(row["part"], row["name"]) for row in json.loads(path.read_text())["rows"]][-1] == ("practised", "Titans LMM")

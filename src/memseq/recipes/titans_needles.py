@@ -3,7 +3,7 @@
 Source: the single-needle tasks of RULER (Hsieh et al., arXiv:2404.06654) as Titans (Behrouz et al., arXiv:2501.00663) asks them.
 
     python -m memseq.recipes.titans_needles --json results.json
-    python -m memseq.recipes.titans_needles --part growing --json results.json
+    python -m memseq.recipes.titans_needles --part practised --json results.json
 
     passkey    a number of seven digits in one sentence or two over and over
     number     the same in prose
@@ -13,8 +13,8 @@ Source: the single-needle tasks of RULER (Hsieh et al., arXiv:2404.06654) as Tit
 Tokens are bytes. A line "key: value." stands somewhere in the haystack, and the text ends in "key:", from which the value is to be
 said. That is shorter than RULER's sentences around it, of which a model this small learns nothing in minutes. One model is trained on
 all three kinds. What comes first, for every contender, is a text that is nothing but one such line over and over, where every byte is
-asked: that is where reading back is learned. Numbers have seven digits at once, or grow (`--part growing`): 2 at first, then 2 to 4, then 2
-to 7, in longer and longer texts.
+asked: that is where reading back is learned. In such lines most bytes are known without reading, so that a number is hardly learned:
+practised (`--part practised`) are strings of digits over and over before, and numbers have 2 to 7 digits until they are asked.
 
 Two blocks of width 64 and about the same bytes of state: the matrices of Gated DeltaNet, weights and momentum of Titans' memory (a
 matrix, L_M = 1 in the paper), the same under MAG with a window of 16 tokens more, and a window of 20 tokens in each of two blocks alone.
@@ -24,7 +24,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,7 +40,19 @@ from memseq.tasks.needles import WORDS, NeedleTask
 from memseq.tasks.prose import dice
 from memseq.tasks.task import IGNORE, Batch
 
-__all__ = ["PARTS", "NeedlesRun", "RepeatedLineTask", "ShortNeedleTask", "Stage", "asked", "contenders", "kinds", "main", "run"]
+__all__ = [
+    "PARTS",
+    "NeedlesRun",
+    "RepeatedDigitsTask",
+    "RepeatedLineTask",
+    "ShortNeedleTask",
+    "Stage",
+    "asked",
+    "contenders",
+    "kinds",
+    "main",
+    "run",
+]
 
 D = 64
 LENGTH = 128  # bytes of a text in training
@@ -77,11 +89,13 @@ class RepeatedLineTask(NeedleTask):
     def _value(self, chance: Random) -> str:
         return _number(chance, self.digits) if self.value == "number" else super()._value(chance)
 
+    def _line(self, chance: Random) -> str:
+        task = replace(self, value=chance.choice(("number", "number", "word")))
+        return f"{chance.choice(WORDS)}: {task._value(chance)}. "
+
     def _draw(self, batch_size: int, generator: torch.Generator) -> Batch:
-        chance, lines = dice(generator), []
-        for _ in range(batch_size):
-            task = replace(self, value=chance.choice(("number", "number", "word")))
-            lines.append(f"{chance.choice(WORDS)}: {task._value(chance)}. ")
+        chance = dice(generator)
+        lines = [self._line(chance) for _ in range(batch_size)]
         text = "".join((line * self.n_chars)[: self.n_chars] for line in lines)
         tokens = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).view(batch_size, self.n_chars).long()
         first = torch.tensor([len(line) for line in lines])[:, None]
@@ -89,26 +103,43 @@ class RepeatedLineTask(NeedleTask):
         return Batch(tokens[:, :-1].clone(), labels, {})
 
 
+@dataclass(frozen=True, kw_only=True)
+class RepeatedDigitsTask(RepeatedLineTask):
+    """A string of 4 to 10 digits again and again: nothing is known but what was read."""
+
+    name: ClassVar[str] = "repeated digits"
+
+    def _line(self, chance: Random) -> str:
+        return "".join(chance.choices("0123456789", k=chance.randint(4, 10)))
+
+
 def _number(chance: Random, digits: tuple[int, int]) -> str:
-    n = chance.randint(*digits)
+    n = digits[0] if digits[0] == digits[1] else chance.randint(*digits)
     return str(chance.randrange(10 ** (n - 1), 10**n))
 
 
 class Stage(NamedTuple):
     steps: int
-    repeated: bool  # one line over and over, or a needle
+    of: Literal["digits", "lines", "needles"]  # the first two over and over
     n_chars: int
     digits: tuple[int, int] = (7, 7)  # of numbers, from and to
 
+    def task(self, step: int) -> NeedleTask:
+        match self.of:
+            case "digits":
+                return RepeatedDigitsTask(n_chars=self.n_chars)
+            case "lines":
+                return RepeatedLineTask(n_chars=self.n_chars, digits=self.digits)
+        return list(kinds(self.n_chars, self.digits).values())[step % 3]
+
 
 PARTS = {
-    "at once": (Stage(180, True, 80), Stage(180, False, 80), Stage(140, False, LENGTH)),
-    "growing": (
-        Stage(120, True, 40, (2, 2)),
-        Stage(120, True, 56, (2, 4)),
-        Stage(140, True, 80, (2, 7)),
-        Stage(240, False, 80, (2, 7)),
-        Stage(180, False, LENGTH, (2, 7)),
+    "at once": (Stage(180, "lines", 80), Stage(180, "needles", 80), Stage(140, "needles", LENGTH)),
+    "practised": (
+        Stage(160, "digits", 40),
+        Stage(160, "lines", 64, (2, 7)),
+        Stage(240, "needles", 80, (2, 7)),
+        Stage(180, "needles", LENGTH, (2, 7)),
     ),
 }
 
@@ -157,9 +188,7 @@ def run(what: NeedlesRun, *, seed: int = 0) -> dict[str, Any]:
     model = StackConfig(vocab_size=256, d_model=D, layers=2 * (what.memory,), ff_mult=2.0).build()
 
     def loss(step: int) -> Tensor:
-        _, repeated, n_chars, digits = steps[step - 1]
-        task = RepeatedLineTask(n_chars=n_chars, digits=digits) if repeated else list(kinds(n_chars, digits).values())[step % 3]
-        batch = task.sample(what.batch_size, seed=step + 1_000_000 * seed)
+        batch = steps[step - 1].task(step).sample(what.batch_size, seed=step + 1_000_000 * seed)
         total, count, _ = model.loss(batch.inputs, batch.labels, model.init_state(what.batch_size))
         return total / count
 
