@@ -36,6 +36,15 @@ def test_a_repeated_line_asks_what_was_read_before():
         assert labels[first - 1 :] == (tokens * 2)[: len(labels) - first + 1]
 
 
+def test_of_repeated_values_nothing_else_is_asked():
+    batch = recipe.RepeatedValueTask(n_chars=60, digits=(2, 4)).sample(9, seed=1)
+    for tokens, labels in zip(batch.inputs.tolist(), batch.labels.tolist(), strict=True):
+        text, said = bytes(tokens).decode(), "".join(chr(label) if label != IGNORE else " " for label in labels).split()
+        value = text[text.index(": ") + 2 : text.index(".")]
+        assert said[0] == value
+        assert all(value.startswith(again) for again in said)
+
+
 def test_repeated_digits_are_all_asked_but_the_first():
     batch = recipe.RepeatedDigitsTask(n_chars=30).sample(5, seed=1)
     for tokens, labels in zip(batch.inputs.tolist(), batch.labels.tolist(), strict=True):
@@ -47,7 +56,12 @@ def test_repeated_digits_are_all_asked_but_the_first():
 
 def test_every_contender_is_trained_and_asked_and_rows_are_kept(monkeypatch, tmp_path):
     few = {
-        "stages": (recipe.Stage(1, "digits", 20), recipe.Stage(1, "lines", 70), recipe.Stage(1, "needles", 70, (2, 3))),
+        "stages": (
+            recipe.Stage(1, "digits", 20),
+            recipe.Stage(2, "values", 70, practice=2),
+            recipe.Stage(1, "lines", 70),
+            recipe.Stage(1, "needles", 70, (2, 3)),
+        ),
         "batch_size": 2,
         "asked": 2,
         "lengths": (70, 100),

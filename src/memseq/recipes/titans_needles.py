@@ -14,7 +14,8 @@ Tokens are bytes. A line "key: value." stands somewhere in the haystack, and the
 said. That is shorter than RULER's sentences around it, of which a model this small learns nothing in minutes. One model is trained on
 all three kinds. What comes first, for every contender, is a text that is nothing but one such line over and over, where every byte is
 asked: that is where reading back is learned. In such lines most bytes are known without reading, so that a number is hardly learned:
-practised (`--part practised`) are strings of digits over and over before, and numbers have 2 to 7 digits until they are asked.
+practised (`--part practised`) are strings of digits over and over, before and in between (or they are forgotten at the first line), and of
+lines the value alone; numbers have 2 to 7 digits until they are asked.
 
 Two blocks of width 64 and about the same bytes of state: the matrices of Gated DeltaNet, weights and momentum of Titans' memory (a
 matrix, L_M = 1 in the paper), the same under MAG with a window of 16 tokens more, and a window of 20 tokens in each of two blocks alone.
@@ -45,6 +46,7 @@ __all__ = [
     "NeedlesRun",
     "RepeatedDigitsTask",
     "RepeatedLineTask",
+    "RepeatedValueTask",
     "ShortNeedleTask",
     "Stage",
     "asked",
@@ -93,14 +95,30 @@ class RepeatedLineTask(NeedleTask):
         task = replace(self, value=chance.choice(("number", "number", "word")))
         return f"{chance.choice(WORDS)}: {task._value(chance)}. "
 
+    def _asks(self, line: str, place: int) -> bool:
+        return True
+
     def _draw(self, batch_size: int, generator: torch.Generator) -> Batch:
         chance = dice(generator)
         lines = [self._line(chance) for _ in range(batch_size)]
         text = "".join((line * self.n_chars)[: self.n_chars] for line in lines)
         tokens = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).view(batch_size, self.n_chars).long()
-        first = torch.tensor([len(line) for line in lines])[:, None]
-        labels = tokens[:, 1:].masked_fill(torch.arange(1, self.n_chars) < first, IGNORE)
-        return Batch(tokens[:, :-1].clone(), labels, {})
+        labels = torch.full_like(tokens, IGNORE)
+        for row, line in enumerate(lines):
+            for at in range(len(line), self.n_chars):
+                if self._asks(line, at % len(line)):
+                    labels[row, at] = tokens[row, at]
+        return Batch(tokens[:, :-1].clone(), labels[:, 1:], {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepeatedValueTask(RepeatedLineTask):
+    """One needle again and again, of which only the value is asked: the rest is known without reading."""
+
+    name: ClassVar[str] = "repeated value"
+
+    def _asks(self, line: str, place: int) -> bool:
+        return place > line.index(":") + 1 and line[place] not in ". "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,14 +138,19 @@ def _number(chance: Random, digits: tuple[int, int]) -> str:
 
 class Stage(NamedTuple):
     steps: int
-    of: Literal["digits", "lines", "needles"]  # the first two over and over
+    of: Literal["digits", "values", "lines", "needles"]  # all but the last over and over
     n_chars: int
     digits: tuple[int, int] = (7, 7)  # of numbers, from and to
+    practice: int = 0  # every so many steps digits over and over; 0: never
 
     def task(self, step: int) -> NeedleTask:
+        if self.practice and step % self.practice == 0:
+            return RepeatedDigitsTask(n_chars=40)
         match self.of:
             case "digits":
                 return RepeatedDigitsTask(n_chars=self.n_chars)
+            case "values":
+                return RepeatedValueTask(n_chars=self.n_chars, digits=self.digits)
             case "lines":
                 return RepeatedLineTask(n_chars=self.n_chars, digits=self.digits)
         return list(kinds(self.n_chars, self.digits).values())[step % 3]
@@ -136,9 +159,9 @@ class Stage(NamedTuple):
 PARTS = {
     "at once": (Stage(180, "lines", 80), Stage(180, "needles", 80), Stage(140, "needles", LENGTH)),
     "practised": (
-        Stage(160, "digits", 40),
-        Stage(160, "lines", 64, (2, 7)),
-        Stage(240, "needles", 80, (2, 7)),
+        Stage(200, "digits", 40),
+        Stage(240, "values", 48, (2, 7), practice=2),
+        Stage(240, "needles", 80, (2, 7), practice=4),
         Stage(180, "needles", LENGTH, (2, 7)),
     ),
 }
