@@ -5,7 +5,8 @@ they guess.
 
     learned       `OrderTask`: an excerpt of n distinct tokens, then 8 pairs of them, which came first; two blocks, each a short gated
                   convolution and attention, learn it, n = 5, 8 and 12 in turn. Asked with the excerpt and with a mark in place of each
-                  of its tokens; full attention, and attention to the last 4 tokens, which sees some of it at the first questions
+                  of its tokens; full attention, attention to the last 4 tokens, which sees some of it at the first questions, and
+                  memories of constant size in its place, at as many weights and seconds
     likelihood    what the probe asks (`probes/order.py`), learned: the same attention learns texts of a line of letters and then lines of
                   one letter, two of that line in their order. Right where the true order of a pair is the likelier one
     pretrained    stories260K (a Llama of 260,032 parameters) as it is, on held-out novels: the probe, after reading the excerpt and after
