@@ -53,7 +53,9 @@ def test_a_short_run_leaves_its_rows(tmp_path, monkeypatch):
     path = tmp_path / "rows.json"
     for _ in range(2):  # what the file holds is not repeated
         recipe.main(["--seconds", "0.01", "--seeds", "1", "--json", str(path)])
+    recipe.main(["--seconds", "0.01", "--seeds", "1", "--first-seed", "1", "--names", "mamba2", "--json", str(path)])
     told = json.loads(path.read_text())
+    assert (told["rows"][-1]["name"], told["rows"].pop()["seed"]) == ("mamba2", 1)
     assert [(row["part"], row["name"]) for row in told["rows"]] == [
         *(("learned", name) for name in recipe.contenders()),
         ("learned", recipe.LIKELIHOOD),

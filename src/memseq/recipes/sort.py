@@ -225,8 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     done = {(row["name"], row["seed"]) for row in table.rows}
     if given.data is not None and ("stories260K", 0) not in done:
         table.add(**pretrained(given.data, excerpts=given.excerpts))
-    for seed in range(given.seeds):
-        for name in [*contenders(), LIKELIHOOD]:
+    for seed in range(given.first_seed, given.first_seed + given.seeds):
+        for name in given.names:
             if (name, seed) not in done:
                 table.add(**(likelihood if name == LIKELIHOOD else learned)(name, seconds=given.seconds, seed=seed))
 
