@@ -21,7 +21,7 @@ half = {"q": "*bf16", "k": "*bf16", "v": "*bf16"}
 kernels = [
     (matrix._prepare, tile, half),
     *((kernel, tile | {"DELTA": delta}, half) for kernel in (matrix._states, matrix._outputs) for delta in (True, False)),
-    *((kernel, tile | {"DELTA": delta}, half) for kernel in (matrix_back._states_back, matrix_back._inputs_back) for delta in (True, False)),
+    *((k, tile | {"DELTA": delta}, half) for k in (matrix_back._states_back, matrix_back._inputs_back) for delta in (True, False)),
     (elementwise._scan, {"BLOCK": 256}, {}),
     (elementwise._scan_back, {"BLOCK": 256}, {}),
     *((kernel, {"LIMITED": True, "BK": 16, "BV": 16}, {}) for kernel in (elementwise._hadamard, elementwise._hadamard_back)),

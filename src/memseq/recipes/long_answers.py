@@ -74,7 +74,10 @@ SHORT = 4  # sentences of a story, at most
 class Source(Protocol):
     """Draws a text of at most n_words words: passages, and what can be asked about them."""
 
-    questions: int  # that can be asked of one text in training
+    @property
+    def questions(self) -> int:
+        """Those that can be asked of one text in training."""
+        ...
 
     def __call__(self, n_words: int, split: str, chance: random.Random) -> list[Inquiry]: ...
 
