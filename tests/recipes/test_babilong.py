@@ -78,5 +78,25 @@ def test_every_row_trains_is_asked_and_kept(tmp_path):
     for row in result["rows"]:
         assert set(row["accuracy"]) == {str(n) for n in babilong.ASKED}
         assert set(row["questions"].values()) == {1}
+        assert None not in row["accuracy"].values()
     babilong.main(arguments)  # all rows are there: nothing is run again
     assert json.loads(file.read_text())["rows"] == result["rows"]
+
+
+def test_a_length_that_no_question_fits_into_is_said_and_not_asked(tmp_path, monkeypatch):
+    (tmp_path / "books").mkdir()
+    (tmp_path / "babi" / "en").mkdir(parents=True)
+    for split in ("train", "test"):
+        (tmp_path / "books" / f"{split}.txt").write_text(PROSE)
+    (tmp_path / "books" / "books.csv").write_text("file,split\ntrain.txt,train\ntest.txt,test\n")
+    story = ["Mary moved to the garden.", "Mary got the milk there.", *["John went to the office.", "John went to the garden."] * 3]
+    lines = [*story, "Mary went to the kitchen.", "Where was the milk before the kitchen? \tgarden\t1"]
+    text = "".join(f"{number} {line}\n" for number, line in enumerate(lines, start=1))
+    (tmp_path / "babi" / "en" / "qa3_three_test.txt.gz").write_bytes(gzip.compress(text.encode()))
+    monkeypatch.setattr(babilong, "ASKED", (1, 4))
+    file = tmp_path / "rows.json"
+    babilong.main([str(tmp_path), "--qa", "3", "--seconds", "0.1", "--only", "no memory", "--json", str(file)])
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["questions"] == {"1": 0, "4": 1}
+    assert row["accuracy"]["1"] is None
+    assert row["accuracy"]["4"] in (0.0, 1.0)

@@ -261,7 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found, counted = {}, {}
             for n in ASKED:
                 batch = task(n_segments=n).official(questions, seed=n)
-                found[str(n)], counted[str(n)] = accuracy(model, batch, L), len(batch.inputs)
+                counted[str(n)] = len(batch.inputs)
+                found[str(n)] = accuracy(model, batch, L) if len(batch.inputs) else None
             table.add(task=f"qa{given.qa}", **row, accuracy=found, questions=counted, likeliest_room=round(most, 4))
 
 

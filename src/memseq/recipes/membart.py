@@ -20,6 +20,7 @@ the time of one turn, encoded and answered, over a dialogue of 64: by MemBART, a
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,22 +29,16 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from memseq.errors import MissingExtraError
+from memseq.configs import from_dict
 from memseq.models.membart import MemBART
 from memseq.recipes.fitting import Table, fit_stages, verdict, weights
 from memseq.recipes.machine import keep_freed_memory
-from memseq.retrofit import with_memory
 from memseq.state import stack, state_bytes
 from memseq.tasks.dialogue import DialogueTask
 from memseq.training.curriculum import Curriculum
-
-try:
-    from transformers import BartConfig, BartForConditionalGeneration
-except ModuleNotFoundError:
-    raise MissingExtraError("transformers", extra="hf") from None
 
 __all__ = ["READ", "answers", "bart", "claims", "cost", "main", "pretrained", "run", "wrapped"]
 
@@ -60,18 +55,17 @@ BACK = Curriculum(stages=tuple(range(2, TASK.reach + 1)), full=1.0, steps=None, 
 TARGETS = {"8 turns beyond": 0.95, "chance": 0.03, "cost": 0.05}
 
 
-def bart(n_turns: int = TASK.reach) -> BartForConditionalGeneration:
-    """A network that has seen nothing and can read so many turns; four tokens more than the task's are BART's own."""
-    own: Any = dict(zip(("decoder_start_token_id", "bos_token_id", "pad_token_id", "eos_token_id"), range(START, START + 4), strict=True))
+def bart(n_turns: int = TASK.reach) -> nn.Module:
+    """A network of transformers that has seen nothing and can read so many turns; four tokens more than the task's are BART's own."""
+    own = dict(zip(("decoder_start_token_id", "bos_token_id", "pad_token_id", "eos_token_id"), range(START, START + 4), strict=True))
     sizes = {"layers": 2, "ffn_dim": 2 * D, "attention_heads": 2}
-    halves: Any = {f"{half}_{name}": n for half in ("encoder", "decoder") for name, n in sizes.items()}
-    more: Any = {"dropout": 0.0, "init_std": 0.15, "forced_eos_token_id": None}
-    return BartForConditionalGeneration(
-        BartConfig(vocab_size=START + 4, d_model=D, max_position_embeddings=n_turns * U, **own, **halves, **more)
-    )
+    halves = {f"{half}_{name}": n for half in ("encoder", "decoder") for name, n in sizes.items()}
+    more = {"vocab_size": START + 4, "d_model": D, "dropout": 0.0, "init_std": 0.15, "forced_eos_token_id": None}
+    settings = {"model_type": "bart", "max_position_embeddings": n_turns * U, **own, **halves, **more}
+    return from_dict({"type": "bart", "json": json.dumps(settings)}).build().model
 
 
-def read_at_once(network: BartForConditionalGeneration, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B V"]:
+def read_at_once(network: nn.Module, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B V"]:
     """Logits of the first word of the reply, by the network without memory."""
     start = torch.full_like(inputs[:, :1], START)
     return network(input_ids=inputs, decoder_input_ids=start).logits[:, 0]
@@ -94,6 +88,8 @@ def pretrained(seed: int, seconds: float) -> tuple[dict[str, Tensor], dict[str, 
 
 def wrapped(name: str, before: dict[str, Tensor]) -> MemBART:
     """The model of a row, around a BART with the weights `before`."""
+    from memseq.retrofit import with_memory  # loads transformers
+
     network = bart()
     network.load_state_dict(before)
     slots = SLOTS if name == "membart" else 0
