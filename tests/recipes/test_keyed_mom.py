@@ -68,6 +68,8 @@ def test_claims_are_means_over_seeds():
     assert found["24 pairs, one of four: 1 of 1,024"] == {"target": 0.86, "reached": pytest.approx(0.85), "ok": False}
     assert found["four topics, keyed_mom, one of four loses"] == {"target": "at most 5 points", "reached": 10.0, "ok": False}
     assert len(found) == 4
+    unlearned = claims([topics[0] | {"accuracy": {"1": 0.2, "4": 0.18}}])
+    assert not unlearned  # nothing to lose is no claim
 
 
 def test_a_short_run_is_complete_and_resumes(tmp_path, capsys, monkeypatch):
