@@ -52,6 +52,7 @@ if __name__ == "__main__":
     if trainer.is_world_process_zero():
         with open(os.path.join(out, "log.json"), "w") as file:
             json.dump({"loss": loss, "world": trainer.args.world_size}, file)
+    os._exit(0)  # gloo's threads now and then abort a process whose interpreter is already ending
 """
 
 

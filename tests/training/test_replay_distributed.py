@@ -243,3 +243,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # gloo's threads outlive the group (DDP holds it), and now and then abort a process whose interpreter is already ending
