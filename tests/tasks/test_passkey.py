@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from memseq.tasks.passkey import FILLER, QUESTION, TASK, PasskeyDepthTask, PasskeyTask, is_right
+from memseq.tasks.passkey import FILLER, NEEDLE, QUESTION, TASK, WORDS, PasskeyDepthTask, PasskeyTask, PasskeyWordsTask, is_right
 from memseq.tasks.task import IGNORE
 
 
@@ -34,6 +34,26 @@ def test_blocks_stay_whole_and_depths_lie_on_the_grid():
         assert before == prompt.depth * 9 // 100
         seen.add((prompt.depth, before))
     assert sorted(seen) == [(10 * i, 10 * i * 9 // 100) for i in range(11)]
+
+
+def test_a_text_in_words_is_the_published_one_read_by_words():
+    task = PasskeyWordsTask(n_words=120)
+    batch, filler = task.sample(200, 0), re.findall(r"\w+|[.]", FILLER)
+    depths = set()
+    for inputs, labels in zip(batch.inputs.tolist(), batch.labels.tolist(), strict=True):
+        key = "".join(WORDS[label] for label in labels[-5:])
+        text = [WORDS[token] for token in inputs] + [key[-1]]
+        needle = re.findall(r"\w+|[.]", NEEDLE.format(key=" ".join(key)))
+        question = re.findall(r"\w+|[?]", f"{QUESTION} {' '.join(key)}")
+        assert len(needle) == 23
+        n_filler = 121 - len(needle) - len(question)
+        before = next(i for i in range(n_filler + 1) if text[i : i + 4] == needle[:4])
+        depths.add(before)
+        after = filler * 5
+        assert text == (filler * 5)[:before] + needle + after[: n_filler - before] + question
+        assert labels[:-5] == [IGNORE] * 115
+    assert {0, n_filler} < depths
+    assert len(depths) > 60
 
 
 @pytest.mark.parametrize("task", [PasskeyTask(), PasskeyTask(n_filler=0), PasskeyDepthTask()])

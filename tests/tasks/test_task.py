@@ -64,6 +64,8 @@ CASES = [
     ("babi", {"qa": 3, "n_chars": 4096}),
     ("passkey_depth", {}),
     ("passkey_depth", {"n_blocks": 1, "n_depths": 2}),
+    ("passkey_words", {}),
+    ("passkey_words", {"n_words": 38}),
 ]
 TOLD_BYTE_BY_BYTE = {"passkey", "passkey_depth", "needle", "variable_tracking", "babi"}
 tasks = pytest.mark.parametrize(("name", "settings"), CASES, ids=str)
@@ -214,6 +216,7 @@ def test_every_task_is_listed_under_its_own_name():
         (lambda: make_task("set_disjointness", n_first=0), ConfigError, "n_first=0"),
         (lambda: make_task("set_disjointness", vocabulary=23), ConfigError, "use at least 24"),
         (lambda: make_task("passkey", n_filler=-1), ConfigError, "n_filler=-1"),
+        (lambda: make_task("passkey_words", n_words=36), ConfigError, "use at least 37"),
         (lambda: make_task("passkey_depth", n_blocks=0), ConfigError, "n_blocks=0"),
         (lambda: make_task("passkey_depth", n_depths=1), ConfigError, "n_depths=1"),
     ],

@@ -31,6 +31,7 @@ TASKS = {  # name -> module and class; a module is imported when its task is ask
     "autoencode": "popgym.AutoencodeTask",
     "passkey": "passkey.PasskeyTask",
     "passkey_depth": "passkey.PasskeyDepthTask",
+    "passkey_words": "passkey.PasskeyWordsTask",
     "needle": "needles.NeedleTask",
     "variable_tracking": "needles.VariableTask",
     "babi": "babi.BabiTask",

@@ -6,8 +6,10 @@ Source: Landmark Attention (Mohtashami & Jaggi, arXiv:2305.16300) and Stuffed Ma
                         of which uniformly 0 ... n_filler stand before the needle; key uniform in 1 ... 50000
     PasskeyDepthTask    `n_blocks` whole blocks of filler, the needle before block int(depth (n_blocks - 1)) for depths
                         on a grid; key of five digits, 00000 ... 99999
+    PasskeyWordsTask    filler, needle, filler, question, with one token for each word, sign and digit: `n_words` in all, of which
+                        the needle stands anywhere; key as above. For models that are to learn it in a minute
 
-Tokens are bytes, so that no vocabulary helps or hinders. Two ways to ask:
+In the first two tokens are bytes, so that no vocabulary helps or hinders. Two ways to ask:
 
     sample     rectangular batches for training, next-token prediction: labels[:, i] is the byte after inputs[:, i], at
                the answer's digits and the full stop that ends it. Keys of fewer digits get as much more filler.
@@ -30,7 +32,7 @@ from torch import Tensor
 from memseq.errors import ConfigError
 from memseq.tasks.task import IGNORE, Batch, Task
 
-__all__ = ["PasskeyDepthTask", "PasskeyTask", "Prompt", "is_right"]
+__all__ = ["PasskeyDepthTask", "PasskeyTask", "PasskeyWordsTask", "Prompt", "is_right"]
 
 TASK = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them."
@@ -172,9 +174,75 @@ class PasskeyDepthTask(_Passkey):
         ]
 
 
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+|[.?]", text)
+
+
+KEY = -1  # in the place of a digit of the key
+WORDS = tuple(dict.fromkeys([*"0123456789", *_words(FILLER + NEEDLE.format(key="0") + QUESTION)]))  # a digit is its own token
+
+
+@dataclass(frozen=True, kw_only=True)
+class PasskeyWordsTask(Task):
+    """The same text by words, without the sentence that announces it. Next-token prediction, scored at the five digits of the answer."""
+
+    name: ClassVar[str] = "passkey_words"
+    source: ClassVar[str] = "arXiv:2305.16300"
+
+    n_words: int = 96  # tokens of a text; the answer's last digit is not read any more
+
+    def __post_init__(self) -> None:
+        if self._n_filler < 0:
+            least = self.n_words - self._n_filler
+            raise ConfigError(f"n_words={self.n_words} has no room for needle and question; use at least {least}")
+
+    @property
+    def vocab_size(self) -> int:
+        return len(WORDS)
+
+    @property
+    def length(self) -> int:
+        return self.n_words
+
+    @property
+    def chance(self) -> float:
+        return 1 / 10
+
+    @property
+    def _n_filler(self) -> int:
+        return self.n_words - len(_numbers(NEEDLE)) - len(_numbers(QUESTION)) - (DIGITS - 1)
+
+    def _draw(self, batch_size: int, generator: torch.Generator) -> Batch:
+        key = torch.randint(10, (batch_size, DIGITS), generator=generator)
+        before = torch.randint(self._n_filler + 1, (batch_size,), generator=generator)
+        filler, needle, question = (torch.tensor(_numbers(text)) for text in (FILLER, NEEDLE, QUESTION))
+        place = torch.arange(self._n_filler + len(needle))
+        since = place - before[:, None]  # from the needle's first word on
+        after = since - len(needle)
+        text = filler[torch.where(after < 0, place, after) % len(filler)]
+        text = torch.where((since >= 0) & (after < 0), needle[since.clamp(0, len(needle) - 1)], text)
+        for told in (needle == KEY).nonzero()[:, 0].view(-1, DIGITS):
+            text.scatter_(1, before[:, None] + told, key)
+        inputs = torch.cat([text, question.expand(batch_size, -1), key[:, :-1]], dim=1)
+        labels = torch.full_like(inputs, IGNORE)
+        labels[:, -DIGITS:] = key
+        return Batch(inputs, labels, {"depth": 10 * (10 * before // (self._n_filler + 1))})
+
+    def oracle(self, inputs: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
+        first = (inputs < 10).int().argmax(1, keepdim=True)
+        said = torch.zeros_like(inputs)
+        said[:, -DIGITS:] = inputs.gather(1, first + torch.arange(DIGITS))
+        return said
+
+
 def _write(key: str, n_before: int, n_filler: int) -> str:
     filler = FILLER * (n_filler // len(FILLER) + 1)
     return "\n".join([TASK, filler[:n_before], NEEDLE.format(key=key), filler[: n_filler - n_before], QUESTION])
+
+
+def _numbers(text: str) -> list[int]:
+    """The tokens of a text, `KEY` for each digit of its key."""
+    return [WORDS.index(word) if word != "0" else KEY for word in _words(text.format(key=" ".join("0" * DIGITS)))]
 
 
 @cache
