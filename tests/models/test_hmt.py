@@ -120,6 +120,18 @@ def test_the_published_order_leaks_inside_a_segment_and_ours_does_not(query, lea
     assert model.causal != leaks
 
 
+@pytest.mark.parametrize("query", ["previous", "current"])
+def test_begun_with_nothing_the_first_segment_is_the_backbones_and_the_next_reads_what_it_wrote(query):
+    model, learned = built(begin="nothing", query=query), built(query=query)
+    x = tokens(2, 2 * L)
+    first, state = model(x[:, :L], model.init_state(2))
+    embedded = model.backbone.embed(x[:, :L])
+    read = model.backbone.read(torch.cat([embedded, model.initial.expand(2, 1, -1)], dim=1), None)[0]
+    assert_close(first, model.head(read[:, :L]), **TIGHT)
+    assert_close(state.kept[:, -1], read[:, L], **TIGHT)
+    assert_close(model(x[:, L:], state)[0], learned(x[:, L:], state)[0], **TIGHT)  # from then on it is the published network
+
+
 def test_a_fork_goes_its_own_way():
     model = built()
     _, state = model(tokens(1, 2 * L + 3), model.init_state(1))

@@ -1,6 +1,7 @@
 """The recipes of RMT and of retrofitting: their plumbing on few steps, and what they call a claim."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -70,8 +71,10 @@ def test_every_row_of_a_retrofit_trains_what_it_says(monkeypatch):
         rows[what.name] = row = retrofit.run(what, hub, text, steps=2)
         moved = any(not torch.equal(p, before[name]) for name, p in hub.named_parameters() if name in before)
         assert moved == (what.learns == "all")
-        if what.settings.get("begin") == "nothing" or what.system == "armt":  # wrapping alone changes nothing inside a segment
+        if what.settings.get("begin") == "nothing" or what.system in ("armt", "hmt"):  # wrapping alone changes nothing inside a segment
             assert row["untrained"]["inside"] == pytest.approx(rows["alone"]["untrained"]["inside"], rel=1e-4)
+        assert math.log(row["beyond"]) == pytest.approx(sum(row["nats_by_place"]) / retrofit.PLACES, abs=1e-3)
+        assert math.log(row["beyond"]) == pytest.approx(sum(row["nats_by_segment"][1:]), abs=1e-3)  # two segments
         if what.learns == "memory":
             assert row["inside"] == row["untrained"]["inside"]
             assert row["learned_parameters"] == row["added_parameters"]

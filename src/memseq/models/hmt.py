@@ -14,6 +14,9 @@ query = "current": the beginning of the segment itself is, as published. What st
 its segment: for reading prompts and for answers, never for a perplexity. Such a model is an encoder of segments (`causal = False`): it
 remembers the same however a stream is cut, and its outputs are the same for cuts between segments.
 
+begin = "learned": the first segment reads P_0, which is learned (published). "nothing": it reads nothing and only writes, from P_0, so that
+its logits are the backbone's: for pretrained models, to which a vector that says nothing is text such as they never saw.
+
 With N = 1 and k = 0 it is RMT with one memory vector. State: 4 B N D bytes of vectors, the ids of the open segment and of the last k
 tokens, and the backbone's cache of the open segment.
 """
@@ -57,6 +60,7 @@ class HMTConfig(OverBackbone):
     key_size: int | None = None  # K; None: d_model
     query: Literal["previous", "current"] = "previous"
     feed: Literal["raw", "normed"] = "raw"  # recalled vectors among embeddings: as they are, or as large as an embedding
+    begin: Literal["learned", "nothing"] = "learned"  # what the first segment reads
 
     def __post_init__(self) -> None:
         for name, least in (("segment_length", 1), ("n_kept", 1), ("n_sensory", 0)):
@@ -70,6 +74,8 @@ class HMTConfig(OverBackbone):
             raise ConfigError(f"query must be 'previous' or 'current', got {self.query!r}")
         if self.feed not in ("raw", "normed"):
             raise ConfigError(f"feed must be 'raw' or 'normed', got {self.feed!r}")
+        if self.begin not in ("learned", "nothing"):
+            raise ConfigError(f"begin must be 'learned' or 'nothing', got {self.begin!r}")
 
     @classmethod
     def of_size(cls, size: Any, vocab_size: int) -> "HMTConfig":
@@ -82,8 +88,8 @@ class HMTConfig(OverBackbone):
 
     @classmethod
     def around(cls, backbone: Any, **settings: Any) -> "HMTConfig":
-        """What suits a pretrained network: recalled vectors as large as its embeddings."""
-        suited: dict[str, Any] = {"feed": "normed"}
+        """What suits a pretrained network: recalled vectors as large as its embeddings, and none that say nothing."""
+        suited: dict[str, Any] = {"feed": "normed", "begin": "nothing"}
         return cls(backbone=backbone, **suited | settings)
 
     def build(self, backbone: Backbone | None = None) -> "HMT":
@@ -99,14 +105,12 @@ class HMT(SegmentModel[HMTState]):
         self.summarised = max(1, L // 2) if config.n_summarised is None else config.n_summarised
         self.inputs = L + config.n_sensory + 2
         backbone.check_length(self.inputs)
-        weight = backbone.embedding.weight.detach()
-        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        size = weight.std()  # of an embedding
-        self.prompt = nn.Parameter(size * torch.randn_like(weight[0]))  # T
-        self.initial = nn.Parameter(size * torch.randn_like(weight[0]))  # P of the first segment
+        prompt, initial = backbone.new_vectors(2)
+        self.prompt = nn.Parameter(prompt.clone())  # T
+        self.initial = nn.Parameter(initial.clone())  # P of the first segment
         self.query, self.key = (Linear(D, config.key_size or D, bias=False) for _ in range(2))
         if config.feed == "normed":
-            self.gain = nn.Parameter(size * torch.ones_like(weight[0]))
+            self.gain = nn.Parameter(backbone.embedding.weight.detach().to(initial).std().expand(D).clone())
 
     @property
     def causal(self) -> bool:  # type: ignore[override]
@@ -146,7 +150,7 @@ class HMT(SegmentModel[HMTState]):
         """After what the cache holds; the recall was made when the segment before ended."""
         x = self.backbone.embed(tokens)
         memory = self._fed(state.recalled)[:, None].to(x.dtype)
-        before = [memory, *self._sensory(state)] if opens else []
+        before = self._before(memory, state) if opens else []
         inputs = torch.cat([*before, x, *([memory] * closes)], dim=1)
         first = sum(part.shape[1] for part in before)
         h, cache = self.backbone.read(inputs, None if opens and closes else state.cache)  # nothing is kept of what is read at once
@@ -163,7 +167,7 @@ class HMT(SegmentModel[HMTState]):
         recalled = self._recall(state, ids[:, : self.summarised])
         x = self.backbone.embed(ids)
         memory = self._fed(recalled)[:, None].to(x.dtype)
-        h, _ = self.backbone.read(torch.cat([memory, *self._sensory(state), x, *([memory] * closes)], dim=1), None)
+        h, _ = self.backbone.read(torch.cat([*self._before(memory, state), x, *([memory] * closes)], dim=1), None)
         end = h.shape[1] - closes
         y = h[:, end - tokens.shape[1] : end]
         return y, self._keep(h[:, -1], state) if closes else state
@@ -174,11 +178,12 @@ class HMT(SegmentModel[HMTState]):
         places = state.position[:, None] + torch.arange(ids.shape[1])
         return state._replace(tokens=state.tokens.scatter(1, places, ids), position=state.position + ids.shape[1])
 
-    def _sensory(self, state: HMTState) -> list[Tensor]:
-        """The embedded tokens before the segment; none before the first. Rows are alike in this."""
-        if not self.config.n_sensory or int(state.count[0]) == 0:
-            return []
-        return [self.backbone.embed(state.sensory.to(self.initial.device))]
+    def _before(self, memory: Tensor, state: HMTState) -> list[Tensor]:
+        """What stands before the segment: memory, and the embedded tokens before it; none before the first. Rows are alike in this."""
+        if int(state.count[0]) == 0:
+            return [memory] if self.config.begin == "learned" else []
+        sensory = [self.backbone.embed(state.sensory.to(self.initial.device))] if self.config.n_sensory else []
+        return [memory, *sensory]
 
     def _keep(self, memory: Tensor, state: HMTState) -> HMTState:
         """The segment's vector is kept, its last tokens stay for the next one."""

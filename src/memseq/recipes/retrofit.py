@@ -5,12 +5,13 @@
 The model is stories260K (a Llama of 260,032 parameters, trained on children's stories), the text is novels; the folder holds
 `models/stories260K` and `books`. First the model alone learns novels, at a context of 256 tokens: it is then a model of the text that
 somebody has. Around it each row puts a system that reads segments of 64 tokens, and trains further, every row on the same windows of
-the same documents: the model alone and segment by segment (what is compared with), RMT and ARMT; all weights, the memory's alone, or the
-memory and LoRA. On held-out novels then, in perplexity a token:
+the same documents: the model alone and segment by segment (what is compared with), RMT, ARMT and HMT; all weights, the memory's alone, or
+the memory and LoRA. On held-out novels then, in perplexity a token:
 
     inside      every segment with a fresh state: there is nothing to remember, and this is what the memory costs
     beyond      from the second segment of a passage on, with the state carried: what it brings
-    another's   the same with the state of another passage: what the vectors are worth that remember nothing of this one
+    another's   the same with the state of another passage: what the vectors are worth that remember nothing of this one (HMT, which reads
+                the last tokens again, keeps its own tokens)
     context     the model alone without a memory, by the tokens it sees: what there is to be had
 
 The same before that training says what wrapping alone changes. Rows that the file holds already are kept.
@@ -30,7 +31,9 @@ import torch
 from jaxtyping import Int64
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional as F
 
+from memseq.models.hmt import HMTState
 from memseq.recipes.fitting import Table, fit
 from memseq.recipes.machine import keep_freed_memory
 from memseq.retrofit import add_lora, freeze_backbone, load_llama2c, with_memory
@@ -46,6 +49,7 @@ from memseq.training.replay import replay_backward
 __all__ = ["Contender", "Novels", "Scores", "claims", "contenders", "main", "run", "scores"]
 
 L, CONTEXT = 64, 256
+PLACES = 8  # parts of a segment, by which losses are told
 DOCUMENT = 12  # segments of a document: beginnings are learned too
 BATCH = 16
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]}
@@ -78,6 +82,7 @@ class Scores(NamedTuple):
     beyond: float
     anothers: float
     nats_by_segment: list[float]
+    nats_by_place: list[float]  # beyond, by the place in the segment: its first eighth, its second, ...
 
 
 def contenders() -> list[Contender]:
@@ -89,6 +94,9 @@ def contenders() -> list[Contender]:
     def armt(name: str, learns: str = "all", **settings: Any) -> Contender:
         return Contender(name=name, system="armt", settings={"n_slots": 8, "key_size": 16, **settings}, learns=learns, rate=3.0)
 
+    def hmt(name: str, learns: str = "all", n_sensory: int = 8) -> Contender:
+        return Contender(name=name, system="hmt", settings={"n_kept": 16, "n_sensory": n_sensory}, learns=learns, rate=3.0)
+
     return [
         Contender(name=ALONE, system="rmt", settings={"n_slots": 0}),
         rmt("rmt"),
@@ -99,6 +107,9 @@ def contenders() -> list[Contender]:
         armt("armt, the published epsilon", epsilon=1e-5),
         armt("armt, memory alone", "memory"),
         armt("armt, memory and LoRA", "lora"),
+        hmt("hmt"),
+        hmt("hmt, reads no tokens again", n_sensory=0),
+        hmt("hmt, memory alone", "memory"),
     ]
 
 
@@ -162,25 +173,34 @@ def scores(model: Any, texts: Int64[Tensor, "B S"]) -> Scores:
     """Of passages of whole segments and one token more, in evaluation mode."""
     rows, training = len(texts), model.training
     state, others = model.init_state(rows), torch.arange(rows).roll(rows // 2)
-    nats: dict[str, list[float]] = {"own": [], "fresh": [], "another's": []}
+    nats: dict[str, list[Tensor]] = {"own": [], "fresh": [], "another's": []}
     model.eval()
     for at in range(0, texts.shape[1] - 1, L):
         tokens, targets = texts[:, at : at + L], texts[:, at + 1 : at + L + 1]
-        for name, begun in (("fresh", model.init_state(rows)), ("another's", select(state, others)), ("own", state)):
-            loss, count, after = model.loss(tokens, targets, begun)
-            nats[name].append(float(loss) / int(count))
+        for name, begun in (("fresh", model.init_state(rows)), ("another's", _of_others(state, others)), ("own", state)):
+            logits, after = model(tokens, begun)
+            nats[name].append(F.cross_entropy(logits.mT, targets, reduction="none").mean(0))
         state = detach(after)
     model.train(training)
+    fresh, own, anothers = (torch.stack(of) for of in (nats["fresh"], nats["own"], nats["another's"]))
     return Scores(
-        _perplexity(nats["fresh"]), _perplexity(nats["own"][1:]), _perplexity(nats["another's"][1:]), [round(n, 4) for n in nats["own"]]
+        *(round(math.exp(float(of.mean())), 3) for of in (fresh, own[1:], anothers[1:])),
+        nats_by_segment=[round(float(n), 4) for n in own.mean(1)],
+        nats_by_place=[round(float(n), 4) for n in own[1:].mean(0).unflatten(0, (PLACES, -1)).mean(1)],
     )
+
+
+def _of_others(state: Any, others: Tensor) -> Any:
+    """What other passages left; HMT's last tokens are text that is read, and stay."""
+    given = select(state, others)
+    return given._replace(sensory=state.sensory) if isinstance(state, HMTState) else given
 
 
 @torch.no_grad()
 def by_context(hub: Any, texts: Int64[Tensor, "B S"]) -> dict[str, float]:
     """Perplexity of the second half of passages, by the tokens that the model alone sees before each: so many, and up to L more."""
     found, half = {}, (texts.shape[1] - 1) // 2
-    for before in (0, L, half):
+    for before in (0, 8, L, half):
         model: Any = with_memory(hub, "rmt", n_slots=0, segment_length=before + L).eval()
         total, n = 0.0, 0
         for at in range(half, texts.shape[1] - 1, L):
@@ -247,10 +267,6 @@ def claims(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 "ok": ok,
             }
     return found
-
-
-def _perplexity(nats: Sequence[float]) -> float:
-    return round(math.exp(sum(nats) / len(nats)), 3)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
