@@ -106,11 +106,6 @@ def test_import_memseq_loads_nothing_heavy():
     assert sorted({name.partition(".")[0] for name in loaded} & set(HEAVY)) == []
 
 
-def test_import_memseq_takes_less_than_a_third_of_a_second_beyond_torch():
-    code = "import torch, time; start = time.perf_counter(); import memseq; print(time.perf_counter() - start)"
-    assert min(float(run(code)) for _ in range(3)) < 0.3
-
-
 def modules() -> list[str]:
     paths = [path.relative_to(ROOT / "src").with_suffix("") for path in (ROOT / "src" / "memseq").rglob("*.py")]
     return sorted(".".join(path.parts).removesuffix(".__init__") for path in paths)
