@@ -17,6 +17,7 @@ SHAPES = [
     {"depth": 1, "momentum": None, "conv_width": 1},
     {"depth": 3, "form": "residual", "bias": True, "forget": None, "activation": "silu"},
     {"form": "normed", "gradient_limit": None},
+    {"retention": "first", "forget": 0.3},
 ]
 
 
@@ -31,7 +32,8 @@ def by_the_equations(memory, x):
     mixed = sum(padded[:, i : i + T] * memory.associate.conv.weight[:, i] for i in range(c.conv_width))
     q, k, v = F.silu(mixed).view(B, T, 3, c.n_heads, -1).permute(2, 0, 3, 1, 4)
     q, k = (z / z.norm(dim=-1, keepdim=True) for z in (q, k))
-    limits = {"segment_length": c.segment_length, "limit": c.gradient_limit}
+    home = tuple(memory.first) if c.retention == "first" else None
+    limits = {"segment_length": c.segment_length, "limit": c.gradient_limit, "home": home}
     o, _ = titans_recurrent(memory.network, q, k, v, memory.gates(x), memory.init_state(B).fast, **limits)
     o = o / (o.square().mean(-1, keepdim=True) + 1e-5).sqrt() * memory.readout.norm.weight
     return memory.readout.out(o.transpose(1, 2).flatten(2) * F.silu(memory.readout.gate(x)))
@@ -77,6 +79,38 @@ def test_the_strict_online_rule_of_a_matrix_is_solved_and_is_the_same_function()
     assert_close(a.fast.weights[0], b.fast.weights[0], rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("steps", ["token", "segment"])
+@pytest.mark.parametrize("retention", ["zero", "first"])
+def test_two_layers_that_forget_towards_zero_end_there_and_have_no_gradient(retention, steps):
+    """The saddle: what forgets soon is nothing after some hundred tokens, and learns no more; drawn to its first weights, it does."""
+    torch.manual_seed(0)
+    memory = build(retention=retention, steps=steps, forget=0.9 if steps == "segment" else 0.5, gradient_limit=None)
+    with torch.no_grad():
+        memory.rates.weight.zero_()
+        state = memory.advance(torch.randn(1, 200, 8, dtype=F64), memory.init_state(1))
+        q, k, v, _ = memory.associate(torch.randn(1, 20, 8, dtype=F64), state.tail)
+        prediction, way = memory.network.kept(k, state.fast.anchor)
+        first, last = (X.mT @ g for X, g in memory.network.factors(prediction - v, way, state.fast.anchor))
+    if retention == "zero":
+        assert max(float(z.abs().max()) for z in (*state.fast.weights, prediction, first, last)) < 1e-4
+    else:
+        assert float(last.norm()) > 0.1
+        assert_close(state.fast.weights[0], memory.first[0][None].detach(), rtol=0, atol=0.1)
+
+
+def test_a_memory_that_forgets_towards_its_first_weights_returns_to_them():
+    """And one that never forgets is the same memory, bit for bit."""
+    x, silence = torch.randn(2, 10, 8, dtype=F64), torch.zeros(2, 400, 8, dtype=F64)
+    memory = build(retention="first", forget=0.3)
+    with torch.no_grad():
+        state = memory.advance(torch.cat([x, silence], dim=1), memory.init_state(2))
+    for W, first in zip(state.fast.weights, memory.first, strict=True):
+        assert_close(W, first.detach().expand_as(W), rtol=1e-9, atol=1e-9)
+    never, published = build(retention="first", forget=None), build(forget=None)
+    published.load_state_dict(never.state_dict())
+    assert torch.equal(never(x, never.init_state(2))[0], published(x, published.init_state(2))[0])
+
+
 def test_a_new_memory_says_nothing():
     memory = TitansConfig(**SMALL).build()
     said = memory.network(torch.randn(1, 2, 3, 4), [W[None] for W in memory.first])
@@ -119,7 +153,7 @@ def test_bad_configs_are_refused_in_words():
     ):
         with pytest.raises(ConfigError, match=words):
             TitansConfig(**{**SMALL, **options})
-    for name in ("form", "activation", "steps"):  # a config file may say anything
+    for name in ("form", "activation", "steps", "retention"):  # a config file may say anything
         config = TitansConfig(**SMALL)
         object.__setattr__(config, name, "other")
         with pytest.raises(ConfigError, match=f"{name} must be"):

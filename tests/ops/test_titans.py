@@ -1,5 +1,7 @@
 """The dual form, the scan form and the triangular solve against the token recurrence, in outputs, states and all gradients."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -34,13 +36,13 @@ def stream(network, T=19, *, momentum=True, rows=2, aged=True):
     return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, gates, FastState(W, S if momentum else (), A, position)
 
 
-def measured(y, state, inputs):
+def measured(y, state, inputs, home=()):
     """Outputs, state, and the gradients of a weighted sum of both to every input, gates, first weights, momentum and anchor too."""
     q, k, v, gates, start = inputs
     values = [y, *state.weights, *state.momentum, *state.anchor]
     generator = torch.Generator().manual_seed(7)
     total = sum((z * torch.randn(z.shape, generator=generator, dtype=F64)).sum() for z in values)
-    sources = [q, k, v, *(z for z in gates if z is not None), *start.weights, *start.momentum, *start.anchor]
+    sources = [q, k, v, *(z for z in gates if z is not None), *start.weights, *start.momentum, *start.anchor, *home]
     return [*values, *torch.autograd.grad(total, sources, retain_graph=True, allow_unused=True, materialize_grads=True)]
 
 
@@ -80,6 +82,59 @@ def test_all_forms_are_the_token_recurrence(name, variant):
     quiet, end = titans_chunkwise(network, None, *inputs[1:], **options)
     assert quiet.shape == (2, 2, 0, 4)
     same(end.weights, state.weights)
+
+
+def rested(network):
+    """Weights that forgetting draws to, those of every head."""
+    return tuple(torch.randn(2, *layer.shape, dtype=F64, requires_grad=True) for layer in network.fast)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("variant", ["inclusive", "exclusive", "no momentum"])
+def test_all_forms_are_the_token_recurrence_that_forgets_towards_other_weights(name, variant):
+    network, inputs = NETWORKS[name], stream(NETWORKS[name], momentum=variant != "no momentum")
+    home = rested(network)
+    options = {"segment_length": 8, "exclusive": variant == "exclusive", "limit": 0.7, "home": home}
+    wanted = measured(*titans_recurrent(network, *inputs, **options), inputs, home)
+    for chunk_size in (1, 5, 64):
+        same(measured(*titans_chunkwise(network, *inputs, chunk_size=chunk_size, **options), inputs, home), wanted)
+    same(measured(*titans_scan(network, *inputs, chunk_size=5, **options), inputs, home), wanted)
+    same(measured(*read(network, inputs, [7, 1, 11], **options), inputs, home), wanted)
+
+
+def test_what_is_forgotten_at_once_leaves_the_other_weights_and_what_is_never_forgotten_does_not_know_them():
+    network = NETWORKS["two layers"]
+    q, k, v, gates, state = stream(network)
+    home = rested(network)
+    nothing = tuple(torch.zeros_like(rest) for rest in home)
+    published = titans_chunkwise(network, q, k, v, gates, state, segment_length=8)
+    drawn_to_zero = titans_chunkwise(network, q, k, v, gates, state, segment_length=8, home=nothing)
+    assert_close(drawn_to_zero[0], published[0], rtol=1e-12, atol=1e-12)
+    kept = gates._replace(keep=torch.zeros_like(gates.keep))
+    found, wanted = (titans_chunkwise(network, q, k, v, kept, state, segment_length=8, **to) for to in ({}, {"home": home}))
+    assert_close(found[0], wanted[0], rtol=1e-12, atol=1e-12)
+    gone = gates._replace(keep=torch.full_like(gates.keep, -60.0))
+    _, end = titans_chunkwise(network, q, k, v, gone, state, segment_length=8, home=home)
+    for W, rest, S in zip(end.weights, home, end.momentum, strict=True):
+        assert_close(W, rest + S, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_a_matrix_that_forgets_towards_another_learns_what_that_one_leaves_over(exclusive):
+    """W = W* + D: D is the published memory of the values v - k W*, and the stream reads q W* + q D; both at segments and online."""
+    network, (q, k, v, gates, state) = NETWORKS["matrix"], stream(NETWORKS["matrix"], 23, aged=False)
+    (rest,) = rested(network)
+    state = state._replace(anchor=state.weights)
+    apart = state._replace(weights=(state.weights[0] - rest,), anchor=(state.weights[0] - rest,))
+    for form, options in (
+        (titans_online_linear, {"chunk_size": 7}),
+        (partial(titans_chunkwise, network), {"segment_length": 8}),
+        (partial(titans_recurrent, network), {"segment_length": 1}),
+    ):
+        y, end = form(q, k, v, gates, state, exclusive=exclusive, home=(rest,), **options)
+        D, left = form(q, k, v - k @ rest, gates, apart, exclusive=exclusive, **options)
+        assert_close(y, q @ rest + D, rtol=1e-10, atol=1e-11)
+        assert_close(end.weights[0], left.weights[0] + rest, rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize("T", [1, 16, 21])

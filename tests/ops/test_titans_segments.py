@@ -34,12 +34,12 @@ def stream(network, T=19, *, gates="forget momentum", aged=True):
     return q, k, v, given, GatheredState(W, S if "momentum" in logits else (), N, sums, position)
 
 
-def measured(y, state, inputs):
+def measured(y, state, inputs, home=()):
     q, k, v, gates, start = inputs
     values = [y, *state.weights, *state.momentum, *state.gathered, state.gates]
     generator = torch.Generator().manual_seed(7)
     total = sum((z * torch.randn(z.shape, generator=generator, dtype=F64)).sum() for z in values)
-    sources = [z for z in (q, k, v, *gates, *start.weights, *start.momentum, *start.gathered, start.gates) if z is not None]
+    sources = [z for z in (q, k, v, *gates, *start.weights, *start.momentum, *start.gathered, start.gates, *home) if z is not None]
     sources = [z for z in sources if z.requires_grad]
     return [*values, *torch.autograd.grad(total, sources, retain_graph=True, allow_unused=True, materialize_grads=True)]
 
@@ -75,6 +75,17 @@ def test_pieces_are_the_token_recurrence(name, gates):
     quiet, end = segments_chunkwise(network, None, *inputs[1:], **options)
     assert quiet.shape == (2, 2, 0, 4)
     same(end.weights, state.weights)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("gates", ["forget momentum", "momentum"])
+def test_pieces_are_the_token_recurrence_that_forgets_towards_other_weights(name, gates):
+    network, inputs = NETWORKS[name], stream(NETWORKS[name], gates=gates)
+    home = tuple(torch.randn(2, *layer.shape, dtype=F64, requires_grad=True) for layer in network.fast)
+    options = {"segment_length": 5, "limit": 0.7, "home": home}
+    wanted = measured(*segments_recurrent(network, *inputs, **options), inputs, home)
+    for sizes in ([19], [1] * 19, [7, 1, 11], [2, 17]):
+        same(measured(*cut(inputs, sizes, network, **options), inputs, home), wanted)
 
 
 @pytest.mark.parametrize("T", [1, 16, 21, 64])

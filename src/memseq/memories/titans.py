@@ -6,10 +6,12 @@ Source: Titans (Behrouz et al., arXiv:2501.00663); sizes and first values that t
     alpha, eta, theta = sigmoid(W_r x + b_r)                forget, momentum, step (times `step_limit`): by token and head
     u_t = gradient of 1/2 |M(k_t) - v_t|^2 in the weights   at the weights of the open segment's first token
     S_t = eta_t S_{t-1} - theta_t u_t
-    W_t = (1 - alpha_t) W_{t-1} + S_t
+    W_t = (1 - alpha_t) W_{t-1} + S_t                       retention "first": W* + (1 - alpha_t) (W_{t-1} - W*) + S_t
     y_t = W_O (rms(M_{W_t}(q_t)) * silu(W_g x_t))
 
-M is a perceptron of `depth` layers (`form`: as it is, or on a residual path); its first weights are learned. Computed in the dual
+M is a perceptron of `depth` layers (`form`: as it is, or on a residual path); its first weights W* are learned. Forgetting draws the
+weights to zero, as published, which for two layers and more is a saddle: where all of them are small none has a gradient, and what is
+forgotten soon can be learned no more. With `retention="first"` it draws them to W*. Computed in the dual
 form (`ops/titans.py`): matrix products over a chunk, no weights by token. Nothing a stream reads makes it diverge: a key has
 length one, a token's gradient is softly bounded by `gradient_limit`, and gates lie inside (0, 1).
 
@@ -31,7 +33,7 @@ from torch.nn import functional as F
 from memseq.contract import Memory, empty
 from memseq.errors import ConfigError
 from memseq.layers.attention import check_heads
-from memseq.layers.fast_weights import Associations, Logits, Readout, check_descent, first_state, first_weights, logit
+from memseq.layers.fast_weights import Associations, Logits, Readout, check_descent, first_state, first_weights, logit, precise
 from memseq.layers.sizes import check_at_least_one
 from memseq.ops.fast_network import Network, mlp
 from memseq.ops.titans import FastState, Gates, titans_chunkwise, titans_online_linear
@@ -58,6 +60,7 @@ class TitansConfig:
     bias: bool = False  # of M's layers
     conv_width: int = 4  # 1: no convolution
     forget: float | None = 0.01  # alpha at the start; None: nothing is ever forgotten
+    retention: Literal["zero", "first"] = "zero"  # what forgetting draws the weights to: nothing, or those that a stream begins with
     momentum: float | None = 0.6  # eta at the start; None: S_t = -theta_t u_t
     step: float = 0.1  # theta at the start
     step_limit: float = 1.0  # the largest theta
@@ -73,6 +76,8 @@ class TitansConfig:
             raise ConfigError(f"form must be 'plain', 'residual' or 'normed', got {self.form!r}")
         if self.steps not in ("token", "segment"):
             raise ConfigError(f"steps must be 'token' or 'segment', got {self.steps!r}")
+        if self.retention not in ("zero", "first"):
+            raise ConfigError(f"retention must be 'zero' or 'first', got {self.retention!r}")
         check_descent(self)
 
     @property
@@ -138,13 +143,14 @@ class TitansMemory(Memory[TitansState]):
         c = self.config
         q, k, v, tail = self.associate(x, state.tail)
         asked = q if reading else None
+        home = tuple(W.to(precise(W)) for W in self.first) if c.retention == "first" and c.forget is not None else None
         if isinstance(state.fast, GatheredState):
-            options: dict[str, Any] = {"segment_length": c.segment_length, "limit": c.gradient_limit}
+            options: dict[str, Any] = {"segment_length": c.segment_length, "limit": c.gradient_limit, "home": home}
             o, fast = segments_chunkwise(self.network, asked, k, v, self.segment_gates(x), state.fast, **options)
             return o, TitansState(fast, tail)
         gates = self.gates(x)
         if self._solvable:
-            o, fast = titans_online_linear(asked, k, v, gates, state.fast, chunk_size=c.chunk_size)
+            o, fast = titans_online_linear(asked, k, v, gates, state.fast, chunk_size=c.chunk_size, home=home)
         else:
             o, fast = titans_chunkwise(
                 self.network,
@@ -156,6 +162,7 @@ class TitansMemory(Memory[TitansState]):
                 segment_length=c.segment_length,
                 chunk_size=c.chunk_size,
                 limit=c.gradient_limit,
+                home=home,
             )
         return o, TitansState(fast, tail)
 

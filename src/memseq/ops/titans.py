@@ -14,6 +14,9 @@ The segment's length b (`segment_length`) is part of the function; b = 1 is the 
     A_a[t, j] = a_{j+1} ... a_t for j <= t, else 0;  A_eta too     f = A_a m,   G = A_a A_eta diag(theta)
     S_L = m_L S_0 - sum_j A_eta[L, j] theta_j u_j
 
+With `home`, forgetting draws to these weights W* in place of zero: W_t = W* + a_t (W_{t-1} - W*) + S_t, so that (1 - beta_t) W* is added
+to all of the above, and u W_t has one product more.
+
 u_j of a weight is X_j^T g_j, so a query that meets the weight W_t needs no W_t:  u W_t = beta_t u W_0 + f_t u S_0 - ((u X^T) * G) g.
 Weights, gates and products are float32 at least. `limit` bounds a token's gradient over all weights: u_t / sqrt(1 + |u_t|^2 / limit^2).
 """
@@ -26,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memseq.errors import ConfigError
-from memseq.ops.fast_network import Factors, Linear, Mixture, Network
+from memseq.ops.fast_network import Factors, Fast, Linear, Mixture, Network
 from memseq.ops.precision import unrounded
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "before",
     "close_segments",
     "cuts_of",
+    "drawn",
     "limited",
     "mixtures",
     "move",
@@ -119,19 +123,40 @@ def before(mix: Mixture) -> Mixture:
     return Mixture(torch.cat([ones, rest], dim=-1), f, torch.cat([none, mix.surprise[..., :-1, :]], dim=-2))
 
 
-def read_mixed(network: Network, q: Keys, state: FastState, factors: Sequence[Factors], mix: Mixture) -> Values:
+def read_mixed(
+    network: Network, q: Keys, state: FastState, factors: Sequence[Factors], mix: Mixture, home: Weights | None = None
+) -> Values:
     """M_{W_t}(q_t) for every t, W_t the mixture of row t: every product with a weight is mixed in its place."""
-
     carry = state.momentum or [None] * len(factors)
-    return network.run(q, lambda i, layer, X: layer.mixed(X, state.weights[i], carry[i], factors[i], mix))
+
+    def product(i: int, layer: Fast, X: Tensor) -> Tensor:
+        said = layer.mixed(X, state.weights[i], carry[i], factors[i], mix)
+        return said if home is None else torch.addcmul(said, layer.times(X, home[i]), (1 - mix.weights)[..., None])
+
+    return network.run(q, product)
 
 
-def move(network: Network, state: FastState, factors: Sequence[Factors], end: Mixture, momentum: Mixture | None) -> FastState:
+def move(
+    network: Network,
+    state: FastState,
+    factors: Sequence[Factors],
+    end: Mixture,
+    momentum: Mixture | None,
+    home: Weights | None = None,
+) -> FastState:
     """W_L and S_L from the last rows of their mixtures."""
     carry = state.momentum or [None] * len(factors)
     ends = [layer.moved(W, S, of, end, momentum) for layer, W, S, of in zip(network.fast, state.weights, carry, factors, strict=True)]
     weights, carried = zip(*ends, strict=True)
+    weights = drawn(weights, end.weights, home)
     return state._replace(weights=weights, momentum=carried if state.momentum else ())
+
+
+def drawn(weights: Weights, kept: Float[Tensor, "B H"] | None, home: Weights | None) -> Weights:
+    """The weights with the share 1 - kept of `home`, for what forgetting took; as they are where that draws to zero."""
+    if home is None or kept is None:
+        return weights
+    return tuple(torch.addcmul(W, (1 - kept)[(..., *[None] * (W.ndim - 2))], rest) for W, rest in zip(weights, home, strict=True))
 
 
 def close_segments(state: FastState, read: int, segment_length: int) -> FastState:
@@ -159,10 +184,12 @@ def titans_chunkwise(
     chunk_size: int = 64,
     exclusive: bool = False,
     limit: float | None = None,
+    home: Weights | None = None,
 ) -> tuple[Float[Tensor, "B H N V"], FastState]:
     """Equal to `titans_recurrent`, in the dual form: chunks of at most `chunk_size` tokens that lie in one segment in every row.
 
-    The outputs have N = T rows, or none without queries: what it takes to get to the state alone.
+    The outputs have N = T rows, or none without queries: what it takes to get to the state alone. `home`, [H, I, O] and [H, O], are the
+    weights that forgetting draws to; None: zero.
     """
     q, k, v, gates = precise_inputs(q, k, v, gates, state)
     y, cuts = [], cuts_of(state.position, k.shape[2], segment_length, chunk_size)
@@ -173,8 +200,8 @@ def titans_chunkwise(
                 gates_i = gates_i._replace(step=gates_i.step * shortened(network, factors, limit))
             mix, momentum = mixtures(gates_i)
             if q_i is not None:
-                y.append(read_mixed(network, q_i, state, factors, before(mix) if exclusive else mix))
-            state = close_segments(move(network, state, factors, mix.row(-1), momentum), k_i.shape[2], segment_length)
+                y.append(read_mixed(network, q_i, state, factors, before(mix) if exclusive else mix, home))
+            state = close_segments(move(network, state, factors, mix.row(-1), momentum, home), k_i.shape[2], segment_length)
     return _joined(y, v), state
 
 
@@ -189,6 +216,7 @@ def titans_recurrent(
     segment_length: int,
     exclusive: bool = False,
     limit: float | None = None,
+    home: Weights | None = None,
 ) -> tuple[Float[Tensor, "B H N V"], FastState]:
     """The definition, token by token, with every gradient formed as the weight it is: what the other forms are tested against."""
     q, k, v, gates = precise_inputs(q, k, v, gates, state)
@@ -199,13 +227,13 @@ def titans_recurrent(
             old = state
             prediction, way = network.kept(k[:, :, now], state.anchor)
             factors = network.factors(prediction - v[:, :, now], way, state.anchor)
-            state = one_step(state, factors, gates.each(lambda z: z[:, :, t]), limit)  # noqa: B023 (called at once)
+            state = one_step(state, factors, gates.each(lambda z: z[:, :, t]), limit, home)  # noqa: B023 (called at once)
             y.append(network(q[:, :, now], (old if exclusive else state).weights))
             state = close_segments(state, 1, segment_length)
     return _joined(y, v), state
 
 
-def one_step(state: FastState, factors: Sequence[Factors], gates: Gates, limit: float | None) -> FastState:
+def one_step(state: FastState, factors: Sequence[Factors], gates: Gates, limit: float | None, home: Weights | None = None) -> FastState:
     """One token's step, of gates [B, H], with its gradient formed as the weights it is."""
     u = [_formed(f, W) for f, W in zip(factors, state.weights, strict=True)]
     if limit is not None:
@@ -216,7 +244,8 @@ def one_step(state: FastState, factors: Sequence[Factors], gates: Gates, limit: 
         keep, eta, theta = gates.each(lambda z: z[(..., *[None] * (g.ndim - 2))])  # noqa: B023 (called at once)
         S = -theta * g if eta is None else eta.exp() * state.momentum[i] - theta * g
         momentum.append(S)
-        weights.append(keep.exp() * state.weights[i] + S)
+        W = state.weights[i]
+        weights.append((keep.exp() * W if home is None else home[i] + keep.exp() * (W - home[i])) + S)
     return state._replace(weights=tuple(weights), momentum=tuple(momentum) if gates.momentum is not None else ())
 
 
@@ -232,6 +261,7 @@ def titans_scan(
     chunk_size: int = 64,
     exclusive: bool = False,
     limit: float | None = None,
+    home: Weights | None = None,
 ) -> tuple[Float[Tensor, "B H N V"], FastState]:
     """The paper's own parallel form (its section 3.2): the weights of every token, by two associative scans. L |W| numbers a head."""
     q, k, v, gates = precise_inputs(q, k, v, gates, state)
@@ -247,7 +277,8 @@ def titans_scan(
                 if eta is not None:
                     S = _scan(eta.exp()[over], S, state.momentum[i])
                     momentum.append(S)
-                weights.append(_scan(keep.exp()[over], S, state.weights[i]))
+                a = keep.exp()[over]
+                weights.append(_scan(a, S if home is None else S + (1 - a) * home[i][:, None], state.weights[i]))
             start = [torch.cat([W[:, :, None], later[:, :, :-1]], dim=2) for W, later in zip(state.weights, weights, strict=True)]
             y.append(network(q_i[:, :, :, None], start if exclusive else weights)[..., 0, :])
             state = state._replace(weights=tuple(W[:, :, -1] for W in weights), momentum=tuple(S[:, :, -1] for S in momentum))
@@ -256,7 +287,15 @@ def titans_scan(
 
 
 def titans_online_linear(
-    q: Keys | None, k: Keys, v: Values, gates: Gates, state: FastState, *, chunk_size: int = 64, exclusive: bool = False
+    q: Keys | None,
+    k: Keys,
+    v: Values,
+    gates: Gates,
+    state: FastState,
+    *,
+    chunk_size: int = 64,
+    exclusive: bool = False,
+    home: Weights | None = None,
 ) -> tuple[Float[Tensor, "B H N V"], FastState]:
     """Equal to `titans_recurrent` with a network of one matrix, `segment_length` = 1 and no limit: the strict online rule, in chunks.
 
@@ -274,11 +313,13 @@ def titans_online_linear(
             e = bar.weights[..., None] * (K @ W) - V
             if bar.momentum is not None:
                 e = e + bar.momentum[..., None] * (K @ state.momentum[0])
+            if home is not None:
+                e = e + (1 - bar.weights)[..., None] * (K @ home[0])
             e = torch.linalg.solve_triangular(bar.surprise * (K @ K.mT), e, upper=False, unitriangular=True)
             factors = [Factors(K, e)]
             if q_i is not None:
-                y.append(read_mixed(network, q_i, state, factors, bar if exclusive else mix))
-            state = close_segments(move(network, state, factors, mix.row(-1), momentum), 1, 1)
+                y.append(read_mixed(network, q_i, state, factors, bar if exclusive else mix, home))
+            state = close_segments(move(network, state, factors, mix.row(-1), momentum, home), 1, 1)
     return _joined(y, v), state
 
 

@@ -9,6 +9,8 @@ its first token, u_t as in `ops/titans.py`, and the logits f_t, m_t of forgettin
     W    <- (1 - alpha) W + S,  alpha = sigmoid(mean f_t)
     y_t   = M_W(q_t): tokens of the segment read the W before it; its last one, which moves W, the W after it
 
+With `home`, forgetting draws to these weights in place of zero: alpha of them is added to W.
+
 No weights differ by token, so a segment costs the products of M for keys, queries and their gradients and nothing else: at two layers about
 half of what `titans_chunkwise` needs. The price is that a token is not read before its segment is full.
 """
@@ -23,7 +25,7 @@ from torch import Tensor
 from memseq.contract import empty
 from memseq.ops.fast_network import Network
 from memseq.ops.precision import unrounded
-from memseq.ops.titans import cuts_of, shortened
+from memseq.ops.titans import cuts_of, drawn, shortened
 from memseq.state import choose
 
 __all__ = ["GatheredState", "SegmentGates", "segments_chunkwise", "segments_recurrent"]
@@ -66,6 +68,7 @@ def segments_chunkwise(
     *,
     segment_length: int,
     limit: float | None = None,
+    home: Weights | None = None,
 ) -> tuple[Float[Tensor, "B H N V"], GatheredState]:
     """Equal to `segments_recurrent`, by pieces that end where any row's segment does. No outputs without queries."""
     dtype, y, cuts = state.weights[0].dtype, [], cuts_of(state.position, k.shape[2], segment_length, segment_length)
@@ -78,7 +81,7 @@ def segments_chunkwise(
             if q_i is not None and q_i.shape[2]:
                 y.append(network(q_i, state.weights))
             if piece is not None:
-                state = _gather(network, *piece, state, gates, segment_length, limit)
+                state = _gather(network, *piece, state, gates, segment_length, limit, home)
     return torch.cat(y, dim=2) if y else v[:, :, :0], state
 
 
@@ -92,6 +95,7 @@ def segments_recurrent(
     *,
     segment_length: int,
     limit: float | None = None,
+    home: Weights | None = None,
 ) -> tuple[Float[Tensor, "B H N V"], GatheredState]:
     """The definition, token by token, with every gradient formed as the weight it is."""
     dtype, y, logits = state.weights[0].dtype, [], gates.logits()
@@ -108,7 +112,7 @@ def segments_recurrent(
                 theta = theta * torch.rsqrt(1 + squared / limit**2)
             gathered = tuple(N + _wide(theta, g) * g for N, g in zip(state.gathered, u, strict=True))
             state = state._replace(gathered=gathered, gates=state.gates + logits[..., t], position=state.position + 1)
-            state = _closed(state, gates, segment_length)
+            state = _closed(state, gates, segment_length, home)
             y.append(network(q[:, :, now], state.weights))
     return torch.cat(y, dim=2), state
 
@@ -123,6 +127,7 @@ def _gather(
     gates: SegmentGates,
     segment_length: int,
     limit: float | None,
+    home: Weights | None,
 ) -> GatheredState:
     """The state after a piece that lies in one segment."""
     prediction, way = network.kept(k, state.weights)
@@ -132,13 +137,13 @@ def _gather(
     if k.shape[2] == segment_length:
         carry, (keep, eta) = state.momentum or [None] * len(factors), _gates_of(logits.mean(-1), gates)
         parts = zip(network.fast, state.weights, carry, factors, strict=True)
-        return _moved(state, [layer.stepped(W, S, f, step, keep, eta) for layer, W, S, f in parts])
+        return _moved(state, [layer.stepped(W, S, f, step, keep, eta) for layer, W, S, f in parts], keep, home)
     gathered = tuple(N + layer.summed(f, step) for layer, f, N in zip(network.fast, factors, state.gathered, strict=True))
     state = state._replace(gathered=gathered, gates=state.gates + logits.sum(-1), position=state.position + k.shape[2])
-    return _closed(state, gates, segment_length)
+    return _closed(state, gates, segment_length, home)
 
 
-def _closed(state: GatheredState, gates: SegmentGates, segment_length: int) -> GatheredState:
+def _closed(state: GatheredState, gates: SegmentGates, segment_length: int, home: Weights | None) -> GatheredState:
     """The state with the weights moved in rows whose segment is full."""
     full = state.position == segment_length
     if not full.any():
@@ -148,7 +153,7 @@ def _closed(state: GatheredState, gates: SegmentGates, segment_length: int) -> G
     if eta is not None:
         S_end = [_wide(eta, S) * S + N for S, N in zip(state.momentum, S_end, strict=True)]
     W_end = [(W if keep is None else _wide(keep, W) * W) + S for W, S in zip(state.weights, S_end, strict=True)]
-    moved = _moved(state, list(zip(W_end, S_end, strict=True)))
+    moved = _moved(state, list(zip(W_end, S_end, strict=True)), keep, home)
     return moved if full.all() else choose(full, moved, state)
 
 
@@ -159,9 +164,12 @@ def _gates_of(means: Float[Tensor, "B H G"], gates: SegmentGates) -> tuple[Tenso
     return keep, None if gates.momentum is None else torch.sigmoid(next(each))
 
 
-def _moved(state: GatheredState, ends: Sequence[tuple[Tensor, Tensor]]) -> GatheredState:
+def _moved(
+    state: GatheredState, ends: Sequence[tuple[Tensor, Tensor]], keep: Float[Tensor, "B H"] | None, home: Weights | None
+) -> GatheredState:
     """At a border: nothing is gathered."""
     weights, momentum = zip(*ends, strict=True)
+    weights = drawn(weights, keep, home)
     nothing = tuple(empty(W, *W.shape) for W in weights)
     return GatheredState(
         weights, momentum if state.momentum else (), nothing, torch.zeros_like(state.gates), torch.zeros_like(state.position)
