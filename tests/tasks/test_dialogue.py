@@ -10,6 +10,8 @@ TASKS = [
     DialogueTask(),
     DialogueTask(n_turns=40, reach=4, n_keys=5, n_values=3, n_chatter=0),
     DialogueTask(n_turns=1, reach=1, n_keys=1, n_chatter=5, n_words=1),
+    DialogueTask(reach=3, n_facts=3, n_keys=10, n_chatter=0),
+    DialogueTask(reach=5, n_facts=2),
 ]
 
 
@@ -21,12 +23,13 @@ def test_every_turn_asks_for_what_was_last_told_of_a_key(task):
         told, when = {}, {}
         for t in range(task.n_turns):
             turn = inputs[t * u : (t + 1) * u]
-            (fact,) = [token for token in turn if token < task.questions]
+            facts = [token for token in turn if token < task.questions]
+            assert len(facts) == task.n_facts
             (asked,) = [token - task.questions for token in turn if task.questions <= token < task.values]
             assert sum(token >= task.values + task.n_values for token in turn) == task.n_chatter
-            key, value = divmod(fact, task.n_values)
-            assert t - when.get(key, -task.reach) >= task.reach  # not told again while it may be asked
-            told[key], when[key] = task.values + value, t
+            for key, value in (divmod(fact, task.n_values) for fact in facts):
+                assert t - when.get(key, -task.reach) >= task.reach  # not told again while it may be asked
+                told[key], when[key] = task.values + value, t
             assert labels[t * u : (t + 1) * u] == [*(u - 1) * [IGNORE], told[asked]]
             assert age[t * u : (t + 1) * u] == [*(u - 1) * [-1], t - when[asked]]
             assert t - when[asked] < task.reach
@@ -47,6 +50,14 @@ def test_facts_stand_anywhere_before_the_question():
     assert (share[:-1] - 1 / 4).abs().max() < 0.07
 
 
+def test_all_facts_of_a_turn_are_asked():
+    task = DialogueTask(reach=1, n_facts=3, n_chatter=1, n_turns=20)
+    turns = task.sample(100, 0).inputs.unflatten(1, (-1, task.turn_length)).flatten(0, 1)
+    facts = turns[:, :-1][turns[:, :-1] < task.questions].view(-1, 3) // task.n_values
+    share = (facts == turns[:, -1:] - task.questions).float().mean(0)
+    assert (share - 1 / 3).abs().max() < 0.05
+
+
 def test_ages_are_asked_evenly():
     task = DialogueTask(n_turns=60)
     ages = task.sample(100, 0).slices["age"][:, 10 * task.turn_length :]
@@ -64,7 +75,9 @@ def test_who_sees_a_few_turns_knows_their_ages_alone():
 
 
 def test_settings_that_cannot_be_are_refused():
-    with pytest.raises(ConfigError, match="n_keys=4 cannot be distinct over reach=6 turns"):
+    with pytest.raises(ConfigError, match="n_keys=4 cannot be distinct over reach=6 turns of n_facts=1"):
         DialogueTask(reach=6, n_keys=4)
+    with pytest.raises(ConfigError, match="use n_keys=6 or more"):
+        DialogueTask(reach=3, n_facts=2, n_keys=5)
     with pytest.raises(ConfigError, match="n_turns=0 is too small"):
         DialogueTask(n_turns=0)

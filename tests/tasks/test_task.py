@@ -39,6 +39,7 @@ CASES = [
     ("topics", {"n_topics": 3, "n_asked": 2, "n_before": 1, "n_keys": 3, "n_values": 5}),
     ("dialogue", {}),
     ("dialogue", {"n_turns": 30, "reach": 4, "n_keys": 5, "n_values": 3, "n_chatter": 0}),
+    ("dialogue", {"reach": 3, "n_facts": 3, "n_chatter": 0}),
     ("delayed_meaning", {}),
     ("delayed_meaning", {"n_names": 5, "n_phrases": 5, "n_asked": 2, "n_between": 3, "n_meanings": 6}),
     ("set_disjointness", {}),
