@@ -151,7 +151,7 @@ def adapted(data: Path, train: Sequence[np.ndarray], tokens: int, keep: Path | N
 def wrapped(what: Contender, hub: Any) -> Any:
     """The row's model, with what learns set; the memory's own weights learn faster."""
     torch.manual_seed(0)
-    model: Any = with_memory(hub, what.system, segment_length=L, **what.settings)
+    model: Any = with_memory(hub, what.system, **{"segment_length": L, **what.settings})
     if what.learns == "memory":
         freeze_backbone(model)
     elif what.learns == "lora":
