@@ -75,11 +75,29 @@ def test_every_row_of_a_retrofit_trains_what_it_says(monkeypatch):
             assert row["untrained"]["inside"] == pytest.approx(rows["alone"]["untrained"]["inside"], rel=1e-4)
         assert math.log(row["beyond"]) == pytest.approx(sum(row["nats_by_place"]) / retrofit.PLACES, abs=1e-3)
         assert math.log(row["beyond"]) == pytest.approx(sum(row["nats_by_segment"][1:]), abs=1e-3)  # two segments
+        assert ("reads" in row) == (what.system == "armt")
         if what.learns == "memory":
             assert row["inside"] == row["untrained"]["inside"]
             assert row["learned_parameters"] == row["added_parameters"]
     assert rows["alone"]["beyond"] == rows["alone"]["anothers"]
     assert len({row["tokens"] for row in rows.values()}) == 1
+
+
+def test_what_armt_reads_is_told_by_layer():
+    """Values of zero add nothing and are met all the same; twice the values add twice as much."""
+    sizes = {"vocab_size": 512, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    hub, passages = LlamaForCausalLM(LlamaConfig(**sizes, initializer_range=0.5)), novels_of(0).passages
+    model = retrofit.wrapped({what.name: what for what in retrofit.contenders()}["armt"], hub)
+    nothing = retrofit.reads(model, passages)
+    assert nothing["added"] == [0.0]
+    assert nothing["met"][0] > 0
+    torch.nn.init.normal_(model.associations[0].value.weight)
+    once = retrofit.reads(model, passages)
+    with torch.no_grad():
+        model.associations[0].value.weight.mul_(2)
+    assert retrofit.reads(model, passages)["added"][0] == pytest.approx(2 * once["added"][0], rel=1e-2)
+    assert once["met"] == nothing["met"]
 
 
 @pytest.mark.slow

@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("kind", choices=("pubmedqa", "qmsum"), help="what is asked")
     parser.add_argument("data", type=Path, help="a folder that holds models/stories260K and books")
     parser.add_argument("--file", required=True, help="the official file")
-    parser.add_argument("--epochs", type=float, default=3.0, help="times that every question of training is seen (default 3)")
+    parser.add_argument("--epochs", type=float, default=1.5, help="times that every question of training is seen (default 1.5)")
     parser.add_argument("--adapt", type=int, default=1_200_000, help="tokens of novels for the model alone, first (default 1,200,000)")
     parser.add_argument("--adapted", type=Path, help="keep that model's weights in this file, or take them from it")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each row (default 1)")

@@ -14,7 +14,8 @@ the memory and LoRA. On held-out novels then, in perplexity a token:
                 the last tokens again, keeps its own tokens)
     context     the model alone without a memory, by the tokens it sees: what there is to be had
 
-The same before that training says what wrapping alone changes. Rows that the file holds already are kept.
+The same before that training says what wrapping alone changes. ARMT's rows say by layer how long what the matrices add is beside what it is
+added to, and what queries meet. Rows that the file holds already are kept.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memseq.models.hmt import HMTState
+from memseq.ops.associative import dpfp
 from memseq.recipes.fitting import Table, fit
 from memseq.recipes.machine import keep_freed_memory
 from memseq.retrofit import add_lora, freeze_backbone, load_llama2c, with_memory
@@ -91,8 +93,8 @@ def contenders() -> list[Contender]:
     def rmt(name: str, learns: str = "all", begin: str = "nothing") -> Contender:
         return Contender(name=name, system="rmt", settings={"n_slots": 8, "begin": begin}, learns=learns, rate=3.0)
 
-    def armt(name: str, learns: str = "all", **settings: Any) -> Contender:
-        return Contender(name=name, system="armt", settings={"n_slots": 8, "key_size": 16, **settings}, learns=learns, rate=3.0)
+    def armt(name: str, learns: str = "all", rate: float = 3.0, **settings: Any) -> Contender:
+        return Contender(name=name, system="armt", settings={"n_slots": 8, "key_size": 16, **settings}, learns=learns, rate=rate)
 
     def hmt(name: str, learns: str = "all", n_sensory: int = 8) -> Contender:
         return Contender(name=name, system="hmt", settings={"n_kept": 16, "n_sensory": n_sensory}, learns=learns, rate=3.0)
@@ -105,6 +107,8 @@ def contenders() -> list[Contender]:
         rmt("rmt, memory and LoRA", "lora"),
         armt("armt"),
         armt("armt, the published epsilon", epsilon=1e-5),
+        armt("armt, epsilon 0.05", epsilon=0.05),
+        armt("armt, ten times the rate", rate=30.0),
         armt("armt, memory alone", "memory"),
         armt("armt, memory and LoRA", "lora"),
         hmt("hmt"),
@@ -196,6 +200,38 @@ def _of_others(state: Any, others: Tensor) -> Any:
     return given._replace(sensory=state.sensory) if isinstance(state, HMTState) else given
 
 
+class Reads:
+    """Comes along with a reading of ARMT and notes what its matrices add to the residual stream, and what queries meet: q^T z, by layer."""
+
+    def __init__(self, model: Any, state: Any) -> None:
+        self.model, self.state = model, state
+        self.added: list[float] = []  # of the length of what they are added to
+        self.met: list[float] = []
+
+    def before(self, layer: int, x: Tensor) -> Tensor:
+        association, z = self.model.associations[layer], self.state.norms[:, layer]
+        read = association.read(x, self.state.matrices[:, layer], z)
+        self.added.append(_short(((read - x).norm(dim=-1) / x.norm(dim=-1)).mean()))
+        self.met.append(_short((dpfp(association.query(x), association.nu) @ z[..., None]).mean()))
+        return read
+
+    def after(self, layer: int, x: Tensor) -> None:
+        """The matrices stay as they are."""
+
+
+def _short(number: Tensor) -> float:
+    return float(f"{float(number):.3g}")
+
+
+@torch.no_grad()
+def reads(model: Any, texts: Int64[Tensor, "B S"]) -> dict[str, list[float]]:
+    """Of ARMT, in the last segment of passages."""
+    last = texts.shape[1] - 1 - L
+    look = Reads(model, model.eval().advance(texts[:, :last], model.init_state(len(texts))))
+    model.backbone.read(model.backbone.embed(texts[:, last:-1]), None, visitor=look)
+    return {"added": look.added, "met": look.met}
+
+
 @torch.no_grad()
 def by_context(hub: Any, texts: Int64[Tensor, "B S"]) -> dict[str, float]:
     """Perplexity of the second half of passages, by the tokens that the model alone sees before each: so many, and up to L more."""
@@ -248,7 +284,7 @@ def run(what: Contender, hub: Any, text: Novels, *, steps: int, seed: int = 0) -
         "state_bytes": state_bytes(model.init_state(1)),
         "untrained": before._asdict() if before else None,
         **after._asdict(),
-    }
+    } | ({"reads": reads(model, text.passages)} if what.system == "armt" else {})
 
 
 def claims(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
