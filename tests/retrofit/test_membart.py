@@ -142,6 +142,13 @@ def test_a_slot_meets_the_others_only_through_tokens():
         assert torch.equal(a[:, 1:], b[:, 1:]) == apart
 
 
+def test_the_gate_begins_with_weights_as_large_as_asked():
+    small, large = (with_memory(bart(), "membart", n_slots=N, segment_length=L, gate_std=std, gate_bias=-1.0) for std in (0.02, 0.5))
+    for layer, bias in ((0, 0.0), (2, -1.0)):
+        torch.testing.assert_close(large.gate[layer].weight, 25 * small.gate[layer].weight)
+        assert bool((large.gate[layer].bias == bias).all())
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_the_gate_keeps_the_old_or_takes_the_new(share):
     model = wrapped()
@@ -311,6 +318,8 @@ def test_what_is_wrong_is_said():
         with_memory(bart(encoder_layerdrop=0.1), "membart", segment_length=L)
     with pytest.raises(ConfigError, match="bias_std must be above 0"):
         with_memory(bart(), "membart", segment_length=L, bias_std=0)
+    with pytest.raises(ConfigError, match="gate_std must be above 0"):
+        with_memory(bart(), "membart", segment_length=L, gate_std=0)
     model = wrapped()
     inside = model(tokens(1, 2), model.init_state(1))[1]
     for use in (lambda: model.read_source(tokens(1, 2), inside), lambda: model.predict_first(inside), lambda: model.reply(inside)):

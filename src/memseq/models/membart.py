@@ -54,12 +54,15 @@ class MemBARTConfig(OverBackbone):
     n_slots: int = 64
     segment_length: int = 128  # L: tokens of a turn that the encoder reads, the decoder as many
     bias_std: float = 0.01  # of b; slots differ by it alone at the start, so that it must be well above sqrt(1e-5)
+    gate_std: float = 0.02  # of w_2 and W_1: that of the backbone's own weights, which is 0.02 in BART
     gate_bias: float = 0.0  # b_2; 0 is the paper: half of a slot is new in every turn, until it learns; -2 keeps 88 %
 
     def __post_init__(self) -> None:
         check_segments(self)
         if self.bias_std <= 0:
             raise ConfigError(f"bias_std must be above 0, since slots without a difference stay alike; got {self.bias_std}")
+        if self.gate_std <= 0:
+            raise ConfigError(f"gate_std must be above 0, since a gate of no weights learns nothing of W_1; got {self.gate_std}")
 
     def build(self, backbone: EncoderDecoder | None = None) -> "MemBART":
         """The model, around `backbone` where one is given (it is not copied)."""
@@ -89,7 +92,7 @@ class MemBART(SegmentModel[MemBARTState]):
         self.gate = nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.Linear(D, 1)).to(like)
         with torch.no_grad():
             for layer, bias in ((self.gate[0], 0.0), (self.gate[2], config.gate_bias)):
-                layer.weight.normal_(std=0.02)
+                layer.weight.normal_(std=config.gate_std)
                 layer.bias.fill_(bias)
 
     # ------------------------------------------------------------------------------------------------------- the memory

@@ -66,15 +66,18 @@ def question(n_segments: int = 4) -> RecallTask:
     return RecallTask(n_segments=n_segments, segment_length=L, n_noise=0)
 
 
-def memformer(n_slots: int = SLOTS, **slots: Any) -> MemformerLMConfig:
+VOCABULARY = question().vocab_size
+
+
+def memformer(n_slots: int = SLOTS, *, length: int = L, vocab_size: int = VOCABULARY, **slots: Any) -> MemformerLMConfig:
     """Two blocks of segment attention that share slots: eight, where nothing else is said."""
-    attention = SegmentAttentionConfig(d_model=D, n_heads=4, segment_length=L)
-    config = SlotsConfig(d_model=D, n_heads=4, n_slots=n_slots, segment_length=L, **slots)
-    return MemformerLMConfig(vocab_size=question().vocab_size, d_model=D, layers=2 * (attention,), slots=config)
+    attention = SegmentAttentionConfig(d_model=D, n_heads=4, segment_length=length)
+    config = SlotsConfig(d_model=D, n_heads=4, n_slots=n_slots, segment_length=length, **slots)
+    return MemformerLMConfig(vocab_size=vocab_size, d_model=D, layers=2 * (attention,), slots=config)
 
 
 def stack(memory: Any) -> StackConfig:
-    return StackConfig(vocab_size=question().vocab_size, d_model=D, layers=2 * (memory,))
+    return StackConfig(vocab_size=VOCABULARY, d_model=D, layers=2 * (memory,))
 
 
 def contenders() -> list[RecallRun]:

@@ -11,6 +11,7 @@ ends by processor time.
 
     rmt, noise      noise on what passes a border while training: the network learns to clean up what it carries; "normed" reads
                     memory vectors of one length (`feed`)
+    up to 8         trained on up to eight segments in place of four, for 150 seconds in place of 95; "longer" is on four for as long
     rmt             as published
     armt            a matrix a layer, of more bytes
     no memory       the same backbone, segment by segment: chance
@@ -44,6 +45,7 @@ __all__ = ["Contender", "accuracy", "claims", "contenders", "main", "question", 
 
 D, L, SLOTS = 64, 12, 8
 UP_TO_FOUR = Curriculum(stages=(2, 3, 4), least=2, steps=None, mastered=0.98)
+UP_TO_EIGHT = Curriculum(stages=(2, 3, 4, 8), least=2, steps=None, mastered=0.98)
 TARGET = 0.95  # at 64 times the trained length
 
 
@@ -57,6 +59,7 @@ class Contender:
     curriculum: Curriculum = UP_TO_FOUR
     times: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)  # asked at these multiples of the last stage
     lr: float = 1e-3
+    fall: float = 0.3  # share of the time over which the rate falls, at the end
     batch_size: int = 32
 
 
@@ -64,21 +67,26 @@ def question(n_segments: int) -> RecallTask:
     return RecallTask(n_segments=n_segments, segment_length=L, n_noise=0)
 
 
-def stack(inputs: int) -> StackConfig:
+VOCABULARY = question(2).vocab_size
+
+
+def stack(inputs: int, vocab_size: int = VOCABULARY) -> StackConfig:
     """Two blocks of attention inside segments of `inputs` vectors."""
     layer = SegmentAttentionConfig(d_model=D, n_heads=4, segment_length=inputs)
-    return StackConfig(vocab_size=question(2).vocab_size, d_model=D, layers=2 * (layer,))
+    return StackConfig(vocab_size=vocab_size, d_model=D, layers=2 * (layer,))
 
 
-def rmt(n_slots: int = SLOTS, **fields: Any) -> RMTConfig:
-    return RMTConfig(backbone=stack(L + 2 * n_slots), n_slots=n_slots, segment_length=L, **fields)
+def rmt(n_slots: int = SLOTS, *, length: int = L, vocab_size: int = VOCABULARY, **fields: Any) -> RMTConfig:
+    return RMTConfig(backbone=stack(length + 2 * n_slots, vocab_size), n_slots=n_slots, segment_length=length, **fields)
 
 
 def contenders() -> list[Contender]:
     """Every row of the table."""
     armt = ARMTConfig(backbone=stack(L + SLOTS), n_slots=SLOTS, segment_length=L, key_size=8)
     return [
+        Contender(name="rmt, noise 1, up to 8", model=rmt(noise=1.0), seconds=150.0, curriculum=UP_TO_EIGHT),
         Contender(name="rmt, noise 1", model=rmt(noise=1.0)),
+        Contender(name="rmt, noise 1, longer", model=rmt(noise=1.0), seconds=150.0, fall=0.5),
         Contender(name="rmt, noise 1, normed", model=rmt(noise=1.0, feed="normed")),
         Contender(name="rmt", model=rmt(), seconds=60.0),
         Contender(name="armt", model=armt, seconds=60.0),
@@ -96,7 +104,7 @@ def trained(what: Contender, *, seed: int = 0, task: Callable[[int], Any] = ques
     while (spent := (time.process_time() - began) / what.seconds) < 1:
         step += 1
         batch = task(curriculum.n_segments(progress, seed)).sample(what.batch_size, seed=step + 1_000_000 * seed)
-        optimizer.set_rate(min(1.0, step / 30, max(0.05, (1 - spent) / 0.3)))
+        optimizer.set_rate(min(1.0, step / 30, max(0.05, (1 - spent) / what.fall)))
         segments = [Segment(*piece) for piece in batch.segments(length)]
         replay_backward(cell, segments, model.init_state(what.batch_size), scale=1 / int((batch.labels != -100).sum()))
         clip_gradients(optimizer.parameters, 1.0)
@@ -144,8 +152,9 @@ def accuracy(model: Any, batch: Batch, length: int) -> float:
 
 def claims(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What was to be reached by the rows with noise, and what the worst seed of each reached."""
-    most, found = str(64 * UP_TO_FOUR.stages[-1]), {}
+    found = {}
     for name in dict.fromkeys(row["name"] for row in rows if "noise" in row["name"]):
+        most = str(64 * (UP_TO_EIGHT if name.endswith("up to 8") else UP_TO_FOUR).stages[-1])
         reached = [row["accuracy"][most] for row in rows if row["name"] == name and most in row["accuracy"]]
         value = min(reached, default=0.0)
         found[f"{name}, {most} segments"] = {"target": TARGET, "reached": value, "seeds": len(reached), "ok": value >= TARGET}
@@ -155,13 +164,14 @@ def claims(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Recall over 64 times the trained length.")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each row (default 3)")
+    parser.add_argument("--first", type=int, default=0, help="the first seed (default 0)")
     parser.add_argument("--only", default=None, help="one row, by its name")
     parser.add_argument("--json", help="write the result to this file; rows that it holds are kept")
     given = parser.parse_args(arguments)
     table = Table("python -m memseq.recipes.rmt", given.json, claims=claims, chance=question(2).chance)
     there = {(row["name"], row["seed"]) for row in table.rows}
     for what in contenders():
-        for seed in range(given.seeds) if given.only in (None, what.name) else ():
+        for seed in range(given.first, given.first + given.seeds) if given.only in (None, what.name) else ():
             if (what.name, seed) not in there:
                 table.add(**run(what, seed=seed))
 
