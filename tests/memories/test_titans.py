@@ -17,7 +17,7 @@ SHAPES = [
     {"depth": 1, "momentum": None, "conv_width": 1},
     {"depth": 3, "form": "residual", "bias": True, "forget": None, "activation": "silu"},
     {"form": "normed", "gradient_limit": None},
-    {"retention": "first", "forget": 0.3},
+    {"retention": "first", "forget": 0.3, "head_size": 3},
 ]
 
 
@@ -66,6 +66,8 @@ def test_gates_begin_where_the_config_says_and_stay_inside_their_limits():
     assert wild.step.max() <= 0.5
     assert wild.keep.max() <= 0
     assert wild.momentum.max() <= 0
+    heads = build(forget=(0.02, 0.7)).gates(torch.zeros(1, 1, 8, dtype=F64)).keep
+    assert_close(1 - heads.exp(), torch.tensor([0.02, 0.7], dtype=F64)[None, :, None], rtol=1e-6, atol=0)
     assert build(forget=None).gates(torch.randn(1, 3, 8, dtype=F64)).keep.abs().max() == 0
 
 
@@ -146,7 +148,10 @@ def test_bad_configs_are_refused_in_words():
         ({"d_model": 9}, "cannot be split"),
         ({"segment_length": 0}, "segment_length must be at least 1"),
         ({"depth": 0}, "depth must be at least 1"),
+        ({"head_size": 0}, "head_size must be at least 1"),
         ({"forget": 1.0}, "inside"),
+        ({"forget": (0.1, 0.0)}, "inside"),
+        ({"forget": (0.1, 0.2, 0.3)}, "one for each of n_heads=2"),
         ({"momentum": 0.0}, "inside"),
         ({"step": 2.0}, "step must lie between"),
         ({"gradient_limit": 0.0}, "gradient_limit must be above 0"),

@@ -72,7 +72,8 @@ def check_descent(config: Any) -> None:
         raise ConfigError(f"segment_length must be at least 1, got {config.segment_length}")
     for name in ("forget", "keep", "momentum"):
         value = getattr(config, name, None)
-        if value is not None and not 0 < value < 1:
+        starts = value if isinstance(value, tuple) else () if value is None else (value,)
+        if not all(0 < start < 1 for start in starts):
             raise ConfigError(f"{name} is where a sigmoid starts: give a number inside (0, 1), or None to do without; got {value}")
     if not 0 < config.step < config.step_limit:
         raise ConfigError(f"step must lie between 0 and step_limit={config.step_limit}, got {config.step}")
@@ -80,9 +81,9 @@ def check_descent(config: Any) -> None:
         raise ConfigError(f"gradient_limit must be above 0, or None for no limit, got {config.gradient_limit}")
 
 
-def logit(share: float) -> float:
-    """Where a sigmoid is `share`."""
-    return math.log(share / (1 - share))
+def logit(share: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    """Where a sigmoid is `share`, or each of them."""
+    return tuple(math.log(z / (1 - z)) for z in share) if isinstance(share, tuple) else math.log(share / (1 - share))
 
 
 def precise(t: Tensor) -> torch.dtype:
@@ -91,13 +92,14 @@ def precise(t: Tensor) -> torch.dtype:
 
 
 class Associations(nn.Module):
-    """x [B, T, D] to queries, keys and values [B, H, T, K], and the convolution's tail after x."""
+    """x [B, T, D] to queries, keys and values [B, H, T, K], and the convolution's tail after x. K is D / H if it is not given."""
 
-    def __init__(self, d_model: int, n_heads: int, conv_width: int) -> None:
+    def __init__(self, d_model: int, n_heads: int, conv_width: int, head_size: int | None = None) -> None:
         super().__init__()
         self.n_heads = n_heads
-        self.inputs = Linear(d_model, 3 * d_model, bias=False)
-        self.conv = ShortConv(3 * d_model, conv_width, silu=True)
+        width = d_model if head_size is None else n_heads * head_size
+        self.inputs = Linear(d_model, 3 * width, bias=False)
+        self.conv = ShortConv(3 * width, conv_width, silu=True)
         nn.init.normal_(self.inputs.weight, std=d_model**-0.5)
         with torch.no_grad():  # it begins as the identity, with a little of the tokens before
             self.conv.weight.mul_(0.2)[:, -1] += 1.0
@@ -113,12 +115,12 @@ class Associations(nn.Module):
 
 
 class Logits(nn.Module):
-    """x [B, T, D] to n logits a head, each [B, H, T]; they begin near the values that are given, whatever is read."""
+    """x [B, T, D] to n logits a head, each [B, H, T]; they begin near the values that are given, one for all heads or for each."""
 
-    def __init__(self, d_model: int, n_heads: int, starts: Sequence[float]) -> None:
+    def __init__(self, d_model: int, n_heads: int, starts: Sequence[float | tuple[float, ...]]) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(len(starts), n_heads, d_model) * 0.1 * d_model**-0.5)
-        self.bias = nn.Parameter(torch.tensor(starts, dtype=torch.float32)[:, None].repeat(1, n_heads))
+        self.bias = nn.Parameter(torch.stack([torch.tensor(start, dtype=torch.float32).expand(n_heads) for start in starts]))
 
     def forward(self, x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B H T"], ...]:
         dtype = precise(self.weight)
@@ -130,13 +132,14 @@ class Logits(nn.Module):
 class Readout(nn.Module):
     """What was read, normalised by head, gated by the token that asked, and mixed."""
 
-    def __init__(self, d_model: int, n_heads: int) -> None:
+    def __init__(self, d_model: int, n_heads: int, head_size: int | None = None) -> None:
         super().__init__()
-        self.norm = HeadNorm(d_model // n_heads, eps=1e-5)
-        self.gate = Linear(d_model, d_model, bias=False)
-        self.out = Linear(d_model, d_model, bias=False)
+        width = d_model if head_size is None else n_heads * head_size
+        self.norm = HeadNorm(width // n_heads, eps=1e-5)
+        self.gate = Linear(d_model, width, bias=False)
+        self.out = Linear(width, d_model, bias=False)
         for layer in (self.gate, self.out):
-            nn.init.normal_(layer.weight, std=d_model**-0.5)
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
 
     def forward(self, o: Float[Tensor, "B H T V"], x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         o = self.norm(o.transpose(1, 2)).flatten(2)

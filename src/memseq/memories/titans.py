@@ -51,6 +51,7 @@ class TitansState(NamedTuple):
 class TitansConfig:
     d_model: int
     n_heads: int = 4
+    head_size: int | None = None  # of keys and values; None: d_model / n_heads
     segment_length: int = 64  # b: tokens whose gradients are taken at one anchor; part of the function
     steps: Literal["token", "segment"] = "token"  # whether the weights move at every token, or once a segment
     depth: int = 2  # layers of M; 1 is a matrix
@@ -59,7 +60,7 @@ class TitansConfig:
     form: Literal["plain", "residual", "normed"] = "plain"  # of M(k): mlp(k), k + mlp(k), or k + gain * norm(mlp(k))
     bias: bool = False  # of M's layers
     conv_width: int = 4  # 1: no convolution
-    forget: float | None = 0.01  # alpha at the start; None: nothing is ever forgotten
+    forget: float | tuple[float, ...] | None = 0.01  # alpha at the start, of all heads or of each; None: nothing is ever forgotten
     retention: Literal["zero", "first"] = "zero"  # what forgetting draws the weights to: nothing, or those that a stream begins with
     momentum: float | None = 0.6  # eta at the start; None: S_t = -theta_t u_t
     step: float = 0.1  # theta at the start
@@ -68,8 +69,9 @@ class TitansConfig:
     chunk_size: int = 64  # speed only
 
     def __post_init__(self) -> None:
-        check_heads(self.d_model, self.n_heads, 0.0)
-        check_at_least_one(self, "depth", "expansion", "conv_width", "chunk_size")
+        if self.head_size is None:
+            check_heads(self.d_model, self.n_heads, 0.0)
+        check_at_least_one(self, "d_model", "n_heads", "head_size", "depth", "expansion", "conv_width", "chunk_size")
         if self.activation not in ("gelu", "silu", "tanh"):
             raise ConfigError(f"activation must be 'gelu', 'silu' or 'tanh', got {self.activation!r}")
         if self.form not in ("plain", "residual", "normed"):
@@ -78,12 +80,19 @@ class TitansConfig:
             raise ConfigError(f"steps must be 'token' or 'segment', got {self.steps!r}")
         if self.retention not in ("zero", "first"):
             raise ConfigError(f"retention must be 'zero' or 'first', got {self.retention!r}")
+        if isinstance(self.forget, tuple) and len(self.forget) != self.n_heads:
+            raise ConfigError(f"forget must be one number for all heads or one for each of n_heads={self.n_heads}, got {self.forget}")
         check_descent(self)
+
+    @property
+    def key_size(self) -> int:
+        """K, numbers in a key and in a value of a head."""
+        return self.d_model // self.n_heads if self.head_size is None else self.head_size
 
     @property
     def network(self) -> Network:
         """M, one head of it."""
-        K = self.d_model // self.n_heads
+        K = self.key_size
         sizes = (K, *[self.expansion * K] * (self.depth - 1), K)
         return mlp(sizes, activation=self.activation, bias=self.bias, norm=self.form == "normed", residual=self.form != "plain")
 
@@ -100,11 +109,11 @@ class TitansMemory(Memory[TitansState]):
     def __init__(self, config: TitansConfig) -> None:
         super().__init__()
         self.config, self.network = config, config.network
-        self.associate = Associations(config.d_model, config.n_heads, config.conv_width)
+        self.associate = Associations(config.d_model, config.n_heads, config.conv_width, config.head_size)
         starts = [z for z in (config.forget, config.momentum, config.step / config.step_limit) if z is not None]
         self.rates = Logits(config.d_model, config.n_heads, [logit(z) for z in starts])
         self.first = first_weights(self.network, config.n_heads)
-        self.readout = Readout(config.d_model, config.n_heads)
+        self.readout = Readout(config.d_model, config.n_heads, config.head_size)
 
     def init_state(self, batch_size: int) -> TitansState:
         c = self.config

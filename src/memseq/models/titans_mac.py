@@ -75,13 +75,14 @@ class MACBranch(Memory[MACState]):
         D = config.d_model
         self.heads = PersistentHeads(D, config.n_heads, config.n_persistent)
         self.memory = config.memory.build()
-        self.asking = Linear(D, D, bias=False)  # W_Q of the first read
-        self.told = Linear(D, D, bias=False)  # W_h
-        self.heard_norm = nn.RMSNorm(D // config.memory.n_heads, eps=1e-5)
+        width = config.memory.n_heads * config.memory.key_size
+        self.asking = Linear(D, width, bias=False)  # W_Q of the first read
+        self.told = Linear(width, D, bias=False)  # W_h
+        self.heard_norm = nn.RMSNorm(config.memory.key_size, eps=1e-5)
         self.near_norm, self.far_norm = nn.RMSNorm(D, eps=1e-5), nn.RMSNorm(D, eps=1e-5)
         self.out = Linear(D, D, bias=False)
         for layer in (self.asking, self.told, self.out):
-            nn.init.normal_(layer.weight, std=D**-0.5)
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
 
     def init_state(self, batch_size: int) -> MACState:
         H, K = self.heads.n_heads, self.heads.key_size

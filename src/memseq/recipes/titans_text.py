@@ -8,7 +8,10 @@ Source: Titans (Behrouz et al., arXiv:2501.00663), tables 1 and 5, at the size o
 Blocks of one memory and a feedforward, whose width is what makes all contenders equal in weights. The bytes of state a layer: weights and
 momentum of four perceptrons of 32, 32 and 32 units; four matrices of 64 x 64; keys and values of 68 tokens. `LMM, linear` has a matrix
 in each head, which is half of that; with `forget 0.5` it begins by forgetting within a few tokens, as Gated DeltaNet does, where the others
-begin at 0.01. Every contender reads the same bytes in the same order at one rate; seconds are of processor time.
+begin at 0.01. `to first`: forgetting draws the weights to those that a stream begins with. Two have wider keys and values, as Gated
+DeltaNet has: `eight heads`, two layers without momentum, and `online`, four matrices of 46 x 46 and their momentum, with a gradient
+at every token's own weights; its heads begin by forgetting at four rates, as those of Gated DeltaNet do. Every contender reads the same
+bytes in the same order at one rate; seconds are of processor time.
 """
 
 import argparse
@@ -34,12 +37,21 @@ def contenders(what: TextComparison) -> dict[str, StackConfig]:
     shape: dict[str, Any] = {"d_model": what.d_model, "n_heads": what.n_heads}
     full = TitansConfig(**shape, expansion=1, segment_length=16)
     twice = 2 * what.d_model // what.n_heads
+    half: dict[str, Any] = {"n_heads": 2 * what.n_heads, "head_size": what.d_model // what.n_heads}
+    eight = replace(full, **half, forget=0.5, step=0.2, momentum=None, retention="first")
+    strict: dict[str, Any] = {"depth": 1, "segment_length": 1, "gradient_limit": None}
+    online = replace(full, **strict, head_size=46, forget=(0.03, 0.1, 0.3, 0.7), step=0.5, momentum=0.3, retention="first")
     rows: dict[str, Any] = {
         "LMM": full,
         "Gated DeltaNet": GatedDeltaNetConfig(**shape, key_size=twice, value_size=twice),
         "sliding window": SlidingWindowConfig(**shape, window=what.window),
         "LMM, linear": replace(full, depth=1),
         "LMM, linear, forget 0.5": replace(full, depth=1, forget=0.5),
+        "LMM, forget 0.5": replace(full, forget=0.5, step=0.4),
+        "LMM, forget 0.5, to first": replace(full, forget=0.5, step=0.4, retention="first"),
+        "LMM, eight heads, to first": eight,
+        "LMM, online": replace(online, retention="zero"),
+        "LMM, online, to first": online,
         "LMM, no momentum": replace(full, momentum=None),
         "LMM, no decay": replace(full, forget=None),
         "LMM, no convolution": replace(full, conv_width=1),

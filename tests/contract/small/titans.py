@@ -11,5 +11,5 @@ def configs() -> list[Any]:
         TitansConfig(**small, depth=3, expansion=1, form="residual", bias=True, forget=None, activation="silu"),
         TitansConfig(d_model=8, n_heads=2, segment_length=1, depth=1, gradient_limit=None, chunk_size=3),
         TitansConfig(d_model=8, n_heads=2, segment_length=4, steps="segment", expansion=1),
-        TitansConfig(**small, expansion=1, retention="first", forget=0.3),
+        TitansConfig(**small, expansion=1, head_size=3, retention="first", forget=0.3),
     ]
