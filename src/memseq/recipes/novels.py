@@ -7,7 +7,7 @@ weights (what a memory leaves over, the feedforward gets), segments of 64 tokens
 four segments a step with the gradient of all four and the state carried on, AdamW with a cosine.
 
     no memory         attention inside the segment: what the others are compared with
-    window of 256     attention to the last 256 tokens in place of segments: what there is to be had
+    window of 64      attention to the last 64 tokens, wherever segments end; of 256: to what all of a step's segments hold
     transformer_xl    64 inputs a layer before the segment; the gradient ends at its border, as published
     compressive       the same, and 64 that were made of the 256 before those
     lamemo            64 inputs a layer, refreshed
@@ -70,6 +70,7 @@ def contenders() -> dict[str, Any]:
     rmt = RMTConfig(backbone=stack(inside(L + 16)), n_slots=8, segment_length=L)
     models: dict[str, Any] = {
         NO_MEMORY: stack(inside()),
+        "window of 64": stack(SlidingWindowConfig(d_model=D, window=64)),
         "window of 256": stack(SlidingWindowConfig(d_model=D, window=256)),
         "transformer_xl": stack(TransformerXLConfig(d_model=D, window=L, segment_length=L, visible="segment")),
         "compressive": stack(CompressiveConfig(d_model=D, window=L, compressed=64, rate=4, segment_length=L)),
