@@ -6,6 +6,7 @@ valid_bits_per_token, valid_bits_per_byte, valid_tokens. Seconds are seconds of 
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -23,9 +24,10 @@ class MetricsLog:
         out.mkdir(parents=True, exist_ok=True)
         self.path = out / "metrics.jsonl"
         seen = [line for line in self._lines() if line["step"] <= resumed_at] if resumed_at else []
-        self._file = self.path.open("w", encoding="utf-8")
-        for line in seen:
-            self.write(line)
+        beside = out / ".metrics.jsonl.part"  # a process that is killed here has lost nothing
+        beside.write_text("".join(json.dumps(line) + "\n" for line in seen), encoding="utf-8")
+        os.replace(beside, self.path)
+        self._file = self.path.open("a", encoding="utf-8")
         self._board = _tensorboard(out, resumed_at)
 
     def _lines(self) -> list[dict[str, Any]]:
@@ -39,12 +41,9 @@ class MetricsLog:
                 continue
         return lines
 
-    def write(self, line: Mapping[str, Any]) -> None:
+    def add(self, line: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-
-    def add(self, line: Mapping[str, Any]) -> None:
-        self.write(line)
         if self._board is not None:
             for name, value in line.items():
                 if name != "step":
