@@ -10,8 +10,8 @@ momentum of four perceptrons of 32, 32 and 32 units; four matrices of 64 x 64; k
 in each head, which is half of that; with `forget 0.5` it begins by forgetting within a few tokens, as Gated DeltaNet does, where the others
 begin at 0.01. `to first`: forgetting draws the weights to those that a stream begins with. Two have wider keys and values, as Gated
 DeltaNet has: `eight heads`, two layers without momentum, and `online`, four matrices of 46 x 46 and their momentum, with a gradient
-at every token's own weights; its heads begin by forgetting at four rates, as those of Gated DeltaNet do. Every contender reads the same
-bytes in the same order at one rate; seconds are of processor time.
+at every token's own weights (without momentum: of 64 x 64); its heads begin by forgetting at four rates, as those of Gated DeltaNet
+do. Every contender reads the same bytes in the same order at one rate; seconds are of processor time.
 """
 
 import argparse
@@ -52,6 +52,7 @@ def contenders(what: TextComparison) -> dict[str, StackConfig]:
         "LMM, eight heads, to first": eight,
         "LMM, online": replace(online, retention="zero"),
         "LMM, online, to first": online,
+        "LMM, online, no momentum, to first": replace(online, momentum=None, head_size=twice),
         "LMM, no momentum": replace(full, momentum=None),
         "LMM, no decay": replace(full, forget=None),
         "LMM, no convolution": replace(full, conv_width=1),
