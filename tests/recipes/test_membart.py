@@ -78,6 +78,15 @@ def test_every_row_trains_is_asked_and_kept(tmp_path, monkeypatch):
     assert json.loads(file.read_text())["rows"] == result["rows"]
 
 
+@torch.no_grad()
+def test_the_share_of_values_is_one_where_keys_are_not_read(weights):
+    model = membart.wrapped("last turn", weights).eval()
+    assert all(0 < share < 0.3 for share in membart.value_shares(model))  # 1/12 where every fact is a vector of its own
+    facts = model.embedding.weight[: membart.TASK.questions].view(membart.TASK.n_keys, membart.TASK.n_values, -1)
+    facts.copy_(facts[:1].expand_as(facts).clone())  # all facts of a value are one
+    assert membart.value_shares(model) == pytest.approx([1.0, 1.0], abs=1e-3)
+
+
 def test_cost_has_a_time_for_every_quarter():
     table = membart.cost(n_turns=8, rows=1, repeats=1)
     for name in ("membart", "all turns anew"):
