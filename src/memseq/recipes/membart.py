@@ -220,7 +220,7 @@ def claims(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         mean = max(sum(one) / len(one) for one in by_age)
         found["truncated, beyond"] = verdict(TASK.chance + TARGETS["chance"], mean, at_most=True) | {"seeds": len(by_age)}
     if measured := [row["membart"]["last_over_first"] for row in rows if row["name"] == "cost"]:
-        found["cost of a late turn"] = verdict(TARGETS["cost"], abs(measured[-1] - 1), at_most=True)
+        found["cost of a late turn"] = verdict(TARGETS["cost"], measured[-1] - 1, at_most=True)
     return found
 
 
