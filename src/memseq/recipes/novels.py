@@ -6,7 +6,8 @@ The folder holds `books` and `models/stories260K`, whose 512 tokens are used. Fo
 weights (what a memory leaves over, the feedforward gets), segments of 64 tokens, the same documents of 12 segments in the same order, read
 four segments a step with the gradient of all four and the state carried on, AdamW with a cosine.
 
-    no memory         attention inside the segment: what the others are compared with
+    no memory         attention inside the segment: what the others are compared with; with the relative positions of Transformer-XL it
+                      is what caches are compared with
     window of 64      attention to the last 64 tokens, wherever segments end; of 256: to what all of a step's segments hold
     transformer_xl    64 inputs a layer before the segment; the gradient ends at its border, as published
     compressive       the same, and 64 that were made of the 256 before those
@@ -66,13 +67,15 @@ def contenders() -> dict[str, Any]:
     def hmt(k: int) -> HMTConfig:
         return HMTConfig(backbone=stack(inside(L + k + 2)), segment_length=L, n_kept=16, n_sensory=k, feed="normed")
 
+    cache = TransformerXLConfig(d_model=D, window=L, segment_length=L, visible="segment")
     slots = SlotsConfig(d_model=D, n_slots=16, segment_length=L)
     rmt = RMTConfig(backbone=stack(inside(L + 16)), n_slots=8, segment_length=L)
     models: dict[str, Any] = {
         NO_MEMORY: stack(inside()),
         "window of 64": stack(SlidingWindowConfig(d_model=D, window=64)),
         "window of 256": stack(SlidingWindowConfig(d_model=D, window=256)),
-        "transformer_xl": stack(TransformerXLConfig(d_model=D, window=L, segment_length=L, visible="segment")),
+        "no memory, relative positions": stack(replace(cache, window=0)),
+        "transformer_xl": stack(cache),
         "compressive": stack(CompressiveConfig(d_model=D, window=L, compressed=64, rate=4, segment_length=L)),
         "lamemo": LaMemoConfig(vocab_size=V, d_model=D, n_layers=LAYERS, window=L, segment_length=L),
         "memformer": MemformerLMConfig(vocab_size=V, d_model=D, layers=LAYERS * (inside(),), slots=slots),
