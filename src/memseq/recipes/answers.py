@@ -19,11 +19,11 @@ segments of text, in perplexity a token: `own` after its text, `another's` after
 """
 
 import argparse
+import copy
 import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,6 @@ from memseq.recipes.fitting import Table, facts, fit
 from memseq.recipes.long_answers import DECISIONS
 from memseq.recipes.machine import keep_freed_memory
 from memseq.recipes.retrofit import Contender, adapted, novels, wrapped
-from memseq.retrofit import load_llama2c
 from memseq.state import select
 from memseq.tasks import inquiries
 from memseq.tasks.inquiries import Inquiry
@@ -179,17 +178,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     questions = Questions(read(given.file), tokenizer, chain=given.kind == "pubmedqa")
     there_already = given.adapted is not None and given.adapted.is_file()
     train = [] if there_already else novels(given.data, rows=1, segments=1).train
-    hub = partial(load_llama2c, given.data / "models" / "stories260K" / "stories260K.bin")
-    start = adapted(given.data, train, given.adapt, given.adapted).state_dict()
+    hub = adapted(given.data, train, given.adapt, given.adapted)
     command = f"python -m memseq.recipes.answers KIND DATA --file FILE --epochs {given.epochs:g} --adapt {given.adapt}"
     table = Table(command, given.json, segment_length=L)
     there = {(row["task"], row["name"], row["seed"]) for row in table.rows}
     for seed in range(given.seeds):
         for what in contenders():
             if (given.only is None or what.name in given.only) and (given.kind, what.name, seed) not in there:
-                model = hub()
-                model.load_state_dict(start)
-                table.add(task=given.kind, **run(what, model, questions, epochs=given.epochs, seed=seed))
+                table.add(task=given.kind, **run(what, copy.deepcopy(hub), questions, epochs=given.epochs, seed=seed))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ added to, and what queries meet. Rows that the file holds already are kept.
 """
 
 import argparse
+import copy
 import json
 import math
 import time
@@ -38,7 +39,6 @@ from memseq.models.hmt import HMTState
 from memseq.ops.associative import dpfp
 from memseq.recipes.fitting import Table, fit
 from memseq.recipes.machine import keep_freed_memory
-from memseq.retrofit import add_lora, freeze_backbone, load_llama2c, with_memory
 from memseq.state import detach, select, state_bytes
 from memseq.tasks.llama2c import read_llama2c_tokenizer
 from memseq.tasks.text import books
@@ -133,6 +133,8 @@ def novels(data: Path, *, rows: int, segments: int) -> Novels:
 
 def adapted(data: Path, train: Sequence[np.ndarray], tokens: int, keep: Path | None) -> Any:
     """stories260K after `tokens` tokens of novels; the weights are kept in, and taken from, the file `keep` where one is named."""
+    from memseq.retrofit import load_llama2c, with_memory  # loads transformers
+
     torch.manual_seed(0)
     hub = load_llama2c(data / "models" / "stories260K" / "stories260K.bin")
     if keep is not None and keep.is_file():
@@ -154,6 +156,8 @@ def adapted(data: Path, train: Sequence[np.ndarray], tokens: int, keep: Path | N
 
 def wrapped(what: Contender, hub: Any) -> Any:
     """The row's model, with what learns set; the memory's own weights learn faster."""
+    from memseq.retrofit import add_lora, freeze_backbone, with_memory  # loads transformers
+
     torch.manual_seed(0)
     model: Any = with_memory(hub, what.system, **{"segment_length": L, **what.settings})
     if what.learns == "memory":
@@ -235,6 +239,8 @@ def reads(model: Any, texts: Int64[Tensor, "B S"]) -> dict[str, list[float]]:
 @torch.no_grad()
 def by_context(hub: Any, texts: Int64[Tensor, "B S"]) -> dict[str, float]:
     """Perplexity of the second half of passages, by the tokens that the model alone sees before each: so many, and up to L more."""
+    from memseq.retrofit import with_memory  # loads transformers
+
     found, half = {}, (texts.shape[1] - 1) // 2
     for before in (0, 8, L, half):
         model: Any = with_memory(hub, "rmt", n_slots=0, segment_length=before + L).eval()
@@ -318,20 +324,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     keep_freed_memory()
     text = novels(given.data, rows=given.rows, segments=8)
-    start = adapted(given.data, text.train, given.adapt, given.adapted).state_dict()
-
-    def hub() -> Any:
-        model = load_llama2c(given.data / "models" / "stories260K" / "stories260K.bin")
-        model.load_state_dict(start)
-        return model
-
+    hub = adapted(given.data, text.train, given.adapt, given.adapted)
     command = f"python -m memseq.recipes.retrofit DATA --adapt {given.adapt} --steps {given.steps}"
-    table = Table(command, given.json, claims=claims, segment_length=L, context=by_context(hub(), text.passages))
+    table = Table(command, given.json, claims=claims, segment_length=L, context=by_context(hub, text.passages))
     there = {(row["name"], row["seed"]) for row in table.rows}
     for seed in range(given.seeds):
         for what in contenders():
             if (given.only is None or what.name in given.only) and (what.name, seed) not in there:
-                table.add(**run(what, hub(), text, steps=given.steps, seed=seed))
+                table.add(**run(what, copy.deepcopy(hub), text, steps=given.steps, seed=seed))
     print(json.dumps(claims(table.rows), indent=1))  # noqa: T201
 
 
